@@ -19,7 +19,7 @@ Integers = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
 Codes = npt.NDArray[np.int8]
 
-# Band table, appended to and never reordered: a band is its index here. Effective wavelengths in nm (SVO filter profiles).
+# Band table, appended to and never reordered: a band is its index here. Values: effective wavelengths in nm.
 WAVELENGTH_NM: dict[str, float] = {
     "lsst-u": 367.1,
     "lsst-g": 482.7,
@@ -86,7 +86,12 @@ class LightCurves:
         """The same n curves with a subset of their points, in the given order (which must keep curves together)."""
         offsets = offsets_of(self.rows[points], len(self))
         return LightCurves(
-            offsets, self.mjd_tai[points], self.band[points], self.flux[points], self.flux_err[points], self.detected[points]
+            offsets,
+            self.mjd_tai[points],
+            self.band[points],
+            self.flux[points],
+            self.flux_err[points],
+            self.detected[points],
         )
 
     def take(self, curves: npt.NDArray[np.intp] | Integers) -> LightCurves:
@@ -95,7 +100,12 @@ class LightCurves:
         offsets = np.concatenate([[0], np.cumsum(counts)])
         points = np.arange(offsets[-1]) + np.repeat(self.offsets[:-1][curves] - offsets[:-1], counts)
         return LightCurves(
-            offsets, self.mjd_tai[points], self.band[points], self.flux[points], self.flux_err[points], self.detected[points]
+            offsets,
+            self.mjd_tai[points],
+            self.band[points],
+            self.flux[points],
+            self.flux_err[points],
+            self.detected[points],
         )
 
     @staticmethod
@@ -104,7 +114,10 @@ class LightCurves:
         counts = np.concatenate([p.counts for p in parts])
         return LightCurves(
             np.concatenate([[0], np.cumsum(counts)]),
-            *(np.concatenate([getattr(p, name) for p in parts]) for name in ("mjd_tai", "band", "flux", "flux_err", "detected")),
+            *(
+                np.concatenate([getattr(p, name) for p in parts])
+                for name in ("mjd_tai", "band", "flux", "flux_err", "detected")
+            ),
         )
 
 
@@ -243,9 +256,7 @@ def _average_nights(curves: LightCurves, max_points: int) -> LightCurves:
     return _averages(curves, order, np.flatnonzero(new), len(curves))
 
 
-def _averages(
-    curves: LightCurves, order: npt.NDArray[np.intp], starts: npt.NDArray[np.intp], n: int
-) -> LightCurves:
+def _averages(curves: LightCurves, order: npt.NDArray[np.intp], starts: npt.NDArray[np.intp], n: int) -> LightCurves:
     """One point per run order[starts[i]:starts[i+1]], weighted by inverse variance, back in time order."""
     error = curves.flux_err[order].astype(np.float64)
     length = np.diff(np.append(starts, len(order)))

@@ -44,21 +44,20 @@ ZTF = Survey(
     framing="container",
     fields={
         "objectId": "string",
-        "candid": "long",
         "candidate": _DETECTION
-        | {"ra": "double", "dec": "double", "field": "int", "rcid": "int", "jdstarthist": "double"},
+        | {"candid": "long", "ra": "double", "dec": "double", "field": "int", "rcid": "int", "jdstarthist": "double"},
         "prv_candidates": [_DETECTION],
         "fp_hists": [_POINT | {"forcediffimflux": "float", "forcediffimfluxunc": "float"}],  # from 4.0
     },
-    essential=("objectId", "candid", "candidate.jd", "candidate.fid", "candidate.magpsf", "candidate.isdiffpos"),
+    essential=("objectId", "candidate.candid", "candidate.jd", "candidate.fid", "candidate.magpsf", "candidate.isdiffpos"),
     mandatory={
-        "candid": (0, 2**63 - 1),
+        "candidate.candid": (0, 2**63 - 1),
         "candidate.jd": (2_445_000.5, 2_490_000.5),
         "candidate.ra": (0, 360),
         "candidate.dec": (-90, 90),
     },
     columns={
-        "source_id": ("candid",),
+        "source_id": ("candidate.candid",),
         "object_id": ("objectId",),
         "programid": ("candidate.programid",),
         "ra": ("candidate.ra",),

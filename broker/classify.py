@@ -1,0 +1,239 @@
+"""The one Python hop: decoded alerts in, finished rows out. Judges, publishes and counts, batch by batch."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import signal
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import NoReturn
+
+import numpy as np
+import pyarrow as pa
+from pyspark import TaskContext
+
+from broker import model as models
+from broker import second_reader, surveys
+from broker.gather import gather, implausible
+from broker.lightcurve import merge, summarise, thin
+from broker.outlets import HEADERS_TYPE, Passport, dead_letter, native, rows
+from broker.second_reader import Refusal
+from broker.surveys import Survey
+from broker.tally import Tally
+from broker.verdict import REJECTED, Coordinates, Verdicts, judge
+
+ALONE_TIMEOUT_S = 60
+Rows = list[pa.RecordBatch]
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """What a task must know; travels to the workers with the query."""
+
+    source: str
+    survey: str
+    model: Path
+    settings: Mapping[str, object]
+    passport: Passport
+    classifications: str
+    dead_letters: str
+    ledger: str
+    max_alert_bytes: int
+    max_dead_letter_bytes: int
+
+
+@dataclass
+class Answer:
+    """Finished rows of a batch of n alerts, and the "status/reason" of each."""
+
+    rows: Rows
+    verdicts: list[str]
+
+
+def task(assignment: Assignment) -> Callable[[Iterable[pa.RecordBatch]], Iterator[pa.RecordBatch]]:
+    """The function for mapInArrow: rows of each batch, and at the end of its input the ledger's."""
+
+    def run(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        context = TaskContext.get()
+        batch_id = context.getLocalProperty("streaming.sql.batchId") if context else None
+        tally = Tally(
+            assignment.source,
+            -1 if batch_id is None else int(batch_id),
+            context.partitionId() if context else 0,
+            assignment.passport.model,
+        )
+        for batch in batches:
+            yield from _answered(batch, assignment, tally)
+        closing = tally.rows()
+        key = assignment.source.encode()
+        yield rows(assignment.ledger, [key] * len(closing), [r.to_json() for r in closing], [[] for _ in closing])
+
+    return run
+
+
+def _answered(batch: pa.RecordBatch, assignment: Assignment, tally: Tally) -> Iterator[pa.RecordBatch]:
+    """Rows of a batch; alerts marked `alone` are answered one by one, each in a process of its own."""
+    alone = batch.column("alone").to_numpy(zero_copy_only=False)
+    parts = [batch] if not alone.any() else [batch.filter(pa.array(~alone))] if not alone.all() else []
+    for part in parts:
+        answer = classify(part, assignment)
+        tally.add(part.column("topic"), part.column("partition"), part.column("offset"), answer.verdicts)
+        yield from answer.rows
+    for index in np.flatnonzero(alone):
+        one = batch.slice(index, 1)
+        answer = _alone(one, assignment)
+        tally.add(one.column("topic"), one.column("partition"), one.column("offset"), answer.verdicts)
+        yield from answer.rows
+
+
+def classify(batch: pa.RecordBatch, assignment: Assignment) -> Answer:
+    """Verdicts of a batch of alerts (columns of job.HOP): every alert gets exactly one row."""
+    started_us = time.time_ns() // 1000
+    survey, model = surveys.find(assignment.survey), _model(assignment.model)
+    alerts, index, schemas, refused = _read(batch, survey, assignment)
+    for wrong, detail in implausible(alerts, survey) if len(alerts) else ():
+        for i in np.flatnonzero(wrong):
+            refused.setdefault(int(index[i]), Refusal("implausible_values", detail))
+    good = np.array([i for i, row in enumerate(index) if int(row) not in refused], np.int64)
+    answer = Answer([], [""] * len(batch))
+    if len(good):
+        verdicts = _verdicts(alerts.take(pa.array(good)), index[good], schemas, batch, survey, model, assignment)
+        for row, status, reason in zip(index[good], verdicts.statuses(), verdicts.reasons(), strict=True):
+            answer.verdicts[row] = f"{status}/{reason}"
+        answer.rows.append(_classifications(verdicts, model, assignment, started_us))
+    if refused:
+        for row, refusal in refused.items():
+            answer.verdicts[row] = f"{REJECTED}/{refusal.reason}"
+        answer.rows.append(_dead_letters(batch, refused, assignment))
+    return answer
+
+
+def _read(
+    batch: pa.RecordBatch, survey: Survey, assignment: Assignment
+) -> tuple[pa.StructArray, np.ndarray[tuple[int], np.dtype[np.int64]], list[str | None], dict[int, Refusal]]:
+    """Decoded alerts, the row of each, schema labels of all rows, and what the second reader refused."""
+    alerts, schemas = batch.column("alert"), batch.column("schema").to_pylist()
+    decoded = alerts.is_valid().to_numpy(zero_copy_only=False)
+    parts, index = [alerts.filter(pa.array(decoded))], [np.flatnonzero(decoded)]
+    refused: dict[int, Refusal] = {}
+    for row in np.flatnonzero(~decoded).tolist():
+        value = batch.column("raw")[row].as_py()
+        found = second_reader.read(value, survey, assignment.max_alert_bytes, alerts.type)
+        if isinstance(found, Refusal):
+            refused[row] = found
+            continue
+        parts.append(found.alert)
+        index.append(np.array([row]))
+        schemas[row] = found.schema
+    return pa.concat_arrays(parts), np.concatenate(index).astype(np.int64), schemas, refused
+
+
+def _verdicts(
+    alerts: pa.StructArray,
+    index: np.ndarray[tuple[int], np.dtype[np.int64]],
+    schemas: list[str | None],
+    batch: pa.RecordBatch,
+    survey: Survey,
+    model: models.Model,
+    assignment: Assignment,
+) -> Verdicts:
+    """Gather, infer, judge."""
+    gathered = gather(alerts, survey, assignment.settings)
+    curves, counts = merge(gathered.points, len(alerts), gathered.mjd_tai)
+    summary = summarise(curves)
+    used = thin(curves, model.card.max_points)
+    probabilities = model.predict(used)
+    evident = model.card.evident(survey.name, probabilities, summary.n_detections)
+    min_points = model.card.min_points
+    reason = judge(gathered, survey, assignment.settings, counts, summary, min_points, evident)
+    where = pa.array(index)
+    coordinates = Coordinates(*(batch.column(c).take(where) for c in ("topic", "partition", "offset", "timestamp")))
+    labels = pa.array([schemas[row] for row in index], pa.string())
+    return Verdicts(
+        survey, coordinates, labels, gathered, used, counts, used.counts, summary, probabilities, reason
+    )
+
+
+def _classifications(
+    verdicts: Verdicts, model: models.Model, assignment: Assignment, started_us: int
+) -> pa.RecordBatch:
+    """Rows of the native outlet."""
+    values = native.encode(verdicts, model.card, assignment.passport, started_us)
+    keys = [str(i).encode() for i in verdicts.gathered.columns["source_id"].to_pylist()]
+    c = verdicts.coordinates
+    places = zip(c.topic.to_pylist(), c.partition.to_pylist(), c.offset.to_pylist(), strict=True)
+    names = pa.array(["alert", "model"] * len(keys), pa.string())
+    data: list[bytes] = []
+    for topic, partition, offset in places:
+        data += (_coordinates(assignment.source, topic, partition, offset), assignment.passport.model.encode())
+    pairs = pa.StructArray.from_arrays([names, pa.array(data, pa.binary())], ["key", "value"])
+    headers = pa.ListArray.from_arrays(pa.array(np.arange(len(keys) + 1) * 2, pa.int32()), pairs).cast(HEADERS_TYPE)
+    topics = pa.array([assignment.classifications] * len(keys), pa.string())
+    return pa.RecordBatch.from_arrays(
+        [topics, pa.array(keys, pa.binary()), pa.array(values, pa.binary()), headers],
+        ["topic", "key", "value", "headers"],
+    )
+
+
+def _coordinates(source: str, topic: str, partition: int, offset: int) -> bytes:
+    return f"{source}:{topic}:{partition}:{offset}".encode()
+
+
+def _dead_letters(batch: pa.RecordBatch, refused: Mapping[int, Refusal], assignment: Assignment) -> pa.RecordBatch:
+    """Rows of the dead-letter topic."""
+    letters = []
+    for row, refusal in sorted(refused.items()):
+        r = batch.slice(row, 1).drop_columns(["alert"]).to_pylist()[0]
+        letter = dead_letter.Letter(
+            key=r["key"],
+            value=r["raw"],
+            headers=[(h["key"], h["value"]) for h in r["headers"] or ()],
+            coordinates=_coordinates(assignment.source, r["topic"], r["partition"], r["offset"]).decode(),
+            timestamp_us=int(r["timestamp"].timestamp() * 1e6) if r["timestamp"] else 0,
+            reason=refusal.reason,
+            detail=refusal.detail,
+        )
+        letters.append(dead_letter.build(letter, assignment.passport.model, assignment.max_dead_letter_bytes))
+    return rows(assignment.dead_letters, *(list(column) for column in zip(*letters, strict=True)))
+
+
+def _alone(one: pa.RecordBatch, assignment: Assignment) -> Answer:
+    """Answer for one alert by a child process: whatever kills the child is a rejection, not a lost worker."""
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        _answer_into(writing, one, assignment)
+    os.close(writing)
+    with os.fdopen(reading, "rb") as pipe:
+        data = pipe.read()
+    _, status = os.waitpid(child, 0)
+    if status == 0 and data:
+        answer = pickle.loads(data)  # our own child's bytes
+        assert isinstance(answer, Answer)
+        return answer
+    code = os.waitstatus_to_exitcode(status)
+    detail = f"the process that read it ended with {signal.Signals(-code).name if code < 0 else code}"
+    refusal = Refusal("kills_reader", detail)
+    return Answer([_dead_letters(one, {0: refusal}, assignment)], [f"{REJECTED}/kills_reader"])
+
+
+def _answer_into(writing: int, one: pa.RecordBatch, assignment: Assignment) -> NoReturn:
+    """In the child: the answer into the pipe, and out, whatever happens."""
+    code = 1
+    try:
+        signal.alarm(ALONE_TIMEOUT_S)
+        with os.fdopen(writing, "wb") as pipe:
+            pickle.dump(classify(one, assignment), pipe)
+        code = 0
+    finally:
+        os._exit(code)
+
+
+@cache
+def _model(folder: Path) -> models.Model:
+    """One session per worker process."""
+    return models.load(folder)

@@ -1,0 +1,192 @@
+"""Alert bytes to one struct per alert, in the JVM: from_avro with a reader schema pruned to the survey's fields.
+
+A branch per known writer schema. What no branch can read leaves as null and goes, raw, to the second reader.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+
+from pyspark.sql import Column, DataFrame
+from pyspark.sql import functions as F
+from pyspark.sql.avro.functions import from_avro
+
+from broker.errors import SchemaError
+from broker.registry import Schema, Writer
+from broker.surveys import Fields, Survey
+from broker.wire import FRAME_BYTES, schema_label
+
+# Appended to each body, and read as its last field: a body that ends early or goes on is not an alert.
+END = bytes.fromhex("DEADBEEF0123456789ABCDEF00C0FFEE")
+
+# One corrupt array length kills the JVM without these (20 bytes suffice); driver and executors must run with them.
+MAX_ITEMS = 100_000
+LIMITS = {
+    "org.apache.avro.limits.collectionItems.maxLength": MAX_ITEMS,
+    "org.apache.avro.limits.bytes.maxLength": 16_777_216,
+    "org.apache.avro.limits.string.maxLength": 1_048_576,
+}
+
+
+def reader_schema(writer: Schema, survey: Survey, widest: bool = False) -> Schema:
+    """The survey's fields as a reader schema for one writer schema.
+
+    widest: scalars keep the writer's own type where it is wider than ours (the caller converts them).
+
+    Same field order and types for every writer, so that all branches give one struct. Names are the writer's own (a
+    namespace that differs would silently yield defaults); a field that this writer lacks is null, unless the
+    survey calls it essential: SchemaError, the schema is another survey's.
+    """
+    return _Pruner(survey, writer, widest).record(writer, survey.fields, "")
+
+
+class _Pruner:
+    def __init__(self, survey: Survey, writer: Schema, widest: bool) -> None:
+        self.survey, self.widest = survey, widest
+        self.named = dict(_named_types(writer, ""))
+        self.defined: dict[str, Fields] = {}
+
+    def record(self, writer: Schema, fields: Fields, path: str) -> Schema:
+        name = _full_name(writer, "")
+        self.defined[name] = fields
+        namespace = name.rpartition(".")[0]
+        have = {str(f["name"]): f["type"] for f in writer["fields"]}  # type: ignore[attr-defined]
+        out = []
+        for field, wanted in fields.items():
+            here = f"{path}{field}"
+            if field in have:
+                out.append({"name": field, "type": ["null", self.type_of(have[field], wanted, f"{here}.", namespace)]})
+                continue
+            if any(path == here or path.startswith(f"{here}.") for path in self.survey.essential):
+                raise SchemaError(f"schema {name!r} has no field {here}: not an alert of {self.survey.name}")
+            out.append({"name": field, "type": ["null", _absent(wanted, f"absent_{here.replace('.', '_')}")], "default": None})
+        return {"type": "record", "name": name, "fields": out}
+
+    def type_of(self, found: object, wanted: object, path: str, namespace: str) -> object:
+        """Reader type for a writer's field: our scalar, or the writer's record (by name where already defined)."""
+        found = self.resolve(found, namespace)
+        if isinstance(wanted, str):
+            return _WIDER.get((wanted, str(found)), wanted) if self.widest else wanted
+        if isinstance(wanted, list):
+            if not (isinstance(found, dict) and found.get("type") == "array"):
+                raise SchemaError(f"field {path[:-1]} is not an array: not an alert of {self.survey.name}")
+            return {"type": "array", "items": ["null", self.type_of(found["items"], wanted[0], path, namespace)]}
+        if not (isinstance(found, dict) and found.get("type") == "record" and isinstance(wanted, dict)):
+            raise SchemaError(f"field {path[:-1]} is not a record: not an alert of {self.survey.name}")
+        name = _full_name(found, namespace)
+        if self.defined.get(name) == wanted:
+            return name
+        if name in self.defined:
+            raise SchemaError(f"record {name!r} stands for two sets of fields in survey {self.survey.name!r}")
+        return self.record({**found, "name": name}, wanted, path)
+
+    def resolve(self, found: object, namespace: str) -> object:
+        """The type behind a name or a nullable union."""
+        if isinstance(found, list):
+            real = [t for t in found if t != "null"]
+            found = real[0] if len(real) == 1 else found
+        if isinstance(found, dict) and isinstance(found.get("type"), dict | list):
+            return self.resolve(found["type"], namespace)
+        if isinstance(found, str) and found not in _PRIMITIVE:
+            return self.named.get(found) or self.named.get(f"{namespace}.{found}") or found
+        return found
+
+
+_WIDER = {("float", "double"): "double", ("int", "long"): "long"}
+_PRIMITIVE = {"null", "boolean", "int", "long", "float", "double", "bytes", "string"}
+
+
+def _absent(wanted: object, name: str) -> object:
+    """Type of a field that the writer lacks: always null, but with the struct's shape."""
+    if isinstance(wanted, str):
+        return wanted
+    if isinstance(wanted, list):
+        return {"type": "array", "items": ["null", _absent(wanted[0], name)]}
+    assert isinstance(wanted, dict)
+    fields = [{"name": f, "type": ["null", _absent(w, f"{name}_{f}")], "default": None} for f, w in wanted.items()]
+    return {"type": "record", "name": name, "fields": fields}
+
+
+def _full_name(schema: Schema, namespace: str) -> str:
+    name, space = str(schema["name"]), str(schema.get("namespace") or namespace)
+    return name if "." in name or not space else f"{space}.{name}"
+
+
+def _named_types(schema: object, namespace: str) -> Iterator[tuple[str, Schema]]:
+    """Every record of a schema by its full name, carrying that name."""
+    if isinstance(schema, list):
+        for part in schema:
+            yield from _named_types(part, namespace)
+    elif isinstance(schema, dict):
+        if schema.get("type") == "record":
+            name = _full_name(schema, namespace)
+            yield name, {**schema, "name": name}
+            for field in schema["fields"]:
+                yield from _named_types(field["type"], name.rpartition(".")[0])
+        elif schema.get("type") == "array":
+            yield from _named_types(schema["items"], namespace)
+        elif isinstance(schema.get("type"), dict | list):
+            yield from _named_types(schema["type"], namespace)
+
+
+def decode(frames: DataFrame, survey: Survey, writers: tuple[Writer, ...]) -> DataFrame:
+    """Adds `schema` (label, null: unknown) and `alert` (struct, null: the second reader's) to rows with `value`."""
+    labelled = frames.withColumn("schema", schema_label(survey, writers, F.col("value")))
+    read = F.lit(None)
+    for writer in writers:
+        if survey.framing != "container" or writer.headers:
+            read = F.when(F.col("schema") == writer.label, _read(F.col("value"), survey, writer)).otherwise(read)
+    # from_avro stands in a column of its own: taking two fields straight out of the call would decode twice
+    framed = labelled.withColumn("framed", read)
+    return framed.withColumn("alert", _whole(survey)).drop("framed")
+
+
+def implausible(survey: Survey) -> Column:
+    """Whether `alert` lacks a mandatory value in its plausible range (the same table as gather.implausible)."""
+    plausible = F.lit(True)
+    for path, (low, high) in survey.mandatory.items():
+        value = F.col(f"alert.{path}").cast("double")
+        plausible = plausible & F.coalesce(value.between(float(low), float(high)), F.lit(False))
+    return ~plausible
+
+
+def _read(value: Column, survey: Survey, writer: Writer) -> Column:
+    """The wrapped alert by one writer schema. PERMISSIVE gives a struct of nulls for bytes that it can't read."""
+    schema = writer.schema
+    wrap = _container if survey.framing == "container" else _ended
+    body = value if survey.framing == "container" else F.concat(_body(value, survey), F.lit(END))
+    options = {"avroSchema": json.dumps(wrap(reader_schema(schema, survey), reader=True)), "mode": "PERMISSIVE"}
+    return from_avro(body, json.dumps(wrap(schema, reader=False)), options)
+
+
+def _body(value: Column, survey: Survey) -> Column:
+    return F.expr(f"substring(value, {FRAME_BYTES + 1})") if survey.framing == "confluent" else value
+
+
+def _ended(alert: Schema, reader: bool) -> Schema:
+    """Record of an alert and the known last bytes."""
+    end = {"type": "fixed", "name": "End", "size": len(END)}
+    return {"type": "record", "name": "Ended", "fields": [{"name": "alert", "type": alert}, {"name": "end", "type": end}]}
+
+
+def _container(alert: Schema, reader: bool) -> Schema:
+    """A container with one record and no codec is itself a datum: the reader keeps what proves that it was one."""
+    sync = {"type": "fixed", "name": "Sync", "size": 16}
+    kept = [{"name": "sync", "type": sync}, {"name": "count", "type": "long"}]
+    last = [{"name": "alert", "type": alert}, {"name": "end", "type": "Sync"}]
+    magic: list[Schema] = [
+        {"name": "magic", "type": {"type": "fixed", "name": "Magic", "size": 4}},
+        {"name": "meta", "type": {"type": "map", "values": "bytes"}},
+    ]
+    fields = kept + last if reader else [*magic, *kept, {"name": "size", "type": "long"}, *last]
+    return {"type": "record", "name": "Container", "fields": fields}
+
+
+def _whole(survey: Survey) -> Column:
+    """`framed`'s alert where its frame is sound, else null."""
+    if survey.framing == "container":
+        sound = (F.col("framed.count") == 1) & (F.col("framed.sync") == F.col("framed.end"))
+    else:
+        sound = F.col("framed.end") == F.lit(END)
+    return F.when(sound, F.col("framed.alert"))

@@ -1,0 +1,73 @@
+"""Writer schemas that the package knows: by schema id, by container header, or for bare bodies."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+
+from broker.errors import SchemaError
+
+Schema = dict[str, object]
+
+
+@dataclass(frozen=True)
+class Header:
+    """A known container header: everything up to the first sync marker, identified by its length, start and sha256."""
+
+    n_bytes: int
+    start: bytes
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Writer:
+    """One writer schema. label is what records and dead letters call it ('1100', 'ztf-3.3', 'elasticc-0.9')."""
+
+    label: str
+    text: str
+    schema_id: int | None = None
+    headers: tuple[Header, ...] = ()
+
+    @property
+    def schema(self) -> Schema:
+        """The schema, parsed (a new object each time, since Avro libraries write into it)."""
+        parsed: Schema = json.loads(self.text)
+        return parsed
+
+
+@cache
+def writers(survey: str) -> tuple[Writer, ...]:
+    """Packaged writer schemas of a survey, oldest first. Raises SchemaError where the package lacks them."""
+    folder = resources.files("broker.schemas") / survey
+    texts = {entry.name.removesuffix(".avsc"): entry.read_text() for entry in folder.iterdir() if entry.name.endswith(".avsc")}
+    if not texts:
+        raise SchemaError(f"survey {survey!r}: the package holds no writer schema; reinstall t2-broker")
+    if survey == "lsst":
+        return tuple(Writer(label, texts[label], int(label)) for label in sorted(texts, key=int))
+    headers = _headers(survey)
+    return tuple(Writer(f"{survey}-{name}", texts[name], None, headers.get(name, ())) for name in sorted(texts))
+
+
+def _headers(survey: str) -> dict[str, tuple[Header, ...]]:
+    """Known container headers by the name of the schema that decodes them."""
+    entry = resources.files("broker.schemas") / survey / "headers.toml"
+    if not entry.is_file():
+        return {}
+    found: dict[str, tuple[Header, ...]] = {}
+    for row in tomllib.loads(entry.read_text())["header"]:
+        header = Header(row["length"], bytes.fromhex(row["start"]), row["sha256"])
+        name = row["schema"].removesuffix(".avsc")
+        found[name] = (*found.get(name, ()), header)
+    return found
+
+
+@cache
+def by_id(schema_id: int) -> tuple[str, Writer] | None:
+    """Survey and writer schema of a Confluent schema id, None where nobody knows it."""
+    for writer in writers("lsst"):
+        if writer.schema_id == schema_id:
+            return "lsst", writer
+    return None

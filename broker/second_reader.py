@@ -1,0 +1,227 @@
+"""The second reader: what the JVM refuses, fastavro reads here, or says exactly why not, under limits of its own."""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from io import BytesIO
+
+import cramjam
+import fastavro
+import pyarrow as pa
+import zstandard
+
+from broker import registry, surveys
+from broker.decode import MAX_ITEMS, reader_schema
+from broker.errors import SchemaError
+from broker.registry import Schema
+from broker.surveys import Survey
+from broker.wire import CONTAINER_MAGIC, FRAME_BYTES, schema_id_of
+
+# Beyond what the worker holds already. 16 MB of one-byte items would become 4 GB of Python objects; the largest real
+# alert (312 kB, 1,066 forced points) needs 11 MB.
+READER_MEMORY_BYTES = 256 * 2**20
+_HEADER = fastavro.parse_schema(
+    {
+        "type": "record",
+        "name": "Header",
+        "fields": [
+            {"name": "magic", "type": {"type": "fixed", "name": "Magic", "size": 4}},
+            {"name": "meta", "type": {"type": "map", "values": "bytes"}},
+            {"name": "sync", "type": {"type": "fixed", "name": "Sync", "size": 16}},
+        ],
+    }
+)
+
+
+@dataclass(frozen=True)
+class Read:
+    """An alert as the pruned struct (an array of length 1), and the label of the schema that it was read by."""
+
+    alert: pa.StructArray
+    schema: str
+
+
+@dataclass(eq=False)
+class Refusal(Exception):
+    """Why an alert is rejected: a reason from the closed list and the detail."""
+
+    reason: str
+    detail: str
+
+
+def read(value: bytes | None, survey: Survey, max_alert_bytes: int, struct: pa.StructType) -> Read | Refusal:
+    """One alert from its bytes, as the struct that the JVM gives. Never raises: what is wrong is the answer."""
+    try:
+        with limited_memory(READER_MEMORY_BYTES):
+            alert, schema = _read(value, survey, max_alert_bytes)
+            return Read(pa.array([alert], struct), schema)
+    except Refusal as refusal:
+        return refusal
+    except MemoryError:
+        return Refusal("too_large", f"needs more than {READER_MEMORY_BYTES} bytes of memory to decode")
+    except Exception as error:
+        # fastavro raises EOFError, IndexError, UnicodeDecodeError, ValueError, SchemaParseException, RecursionError,
+        # zlib.error and more on damaged bytes: any of them means that these bytes are no alert.
+        return Refusal("damaged", f"{type(error).__name__}: {str(error)[:200]}")
+
+
+@contextmanager
+def limited_memory(n_bytes: int) -> Iterator[None]:
+    """Let this process grow by n_bytes at most (Linux; elsewhere the size limits alone hold)."""
+    if sys.platform != "linux":
+        yield
+        return
+    with open("/proc/self/statm") as file:
+        now = int(file.read().split()[0]) * resource.getpagesize()
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    wanted = now + n_bytes
+    resource.setrlimit(resource.RLIMIT_AS, (wanted if hard == resource.RLIM_INFINITY else min(wanted, hard), hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+
+
+Labelled = tuple[dict[str, object], str]
+
+
+def _read(value: bytes | None, survey: Survey, max_alert_bytes: int) -> Labelled:
+    if not value:
+        raise Refusal("empty", "null value" if value is None else "value of 0 bytes")
+    if len(value) > max_alert_bytes:
+        raise Refusal("too_large", f"{len(value)} bytes; max_alert_bytes is {max_alert_bytes}")
+    if value.startswith(CONTAINER_MAGIC):
+        return _read_container(value, survey, max_alert_bytes)
+    if survey.framing == "bare":
+        return _read_body(value, survey, registry.writers(survey.name)[-1])
+    schema_id = schema_id_of(value)
+    if schema_id is None:
+        raise Refusal("damaged", f"neither a Confluent frame nor an Avro container: starts with {value[:5].hex(' ')}")
+    known = registry.by_id(schema_id)
+    if known is None:
+        raise Refusal("schema_unavailable", f"schema id {schema_id} is not known")
+    if known[0] != survey.name:
+        raise Refusal("wrong_survey", f"frame of {known[0]} (schema id {schema_id}) on a topic of {survey.name}")
+    return _read_body(value[FRAME_BYTES:], survey, known[1])
+
+
+def _read_body(body: bytes, survey: Survey, writer: registry.Writer) -> Labelled:
+    return _datum(body, *_schemas(writer.text, survey.name)), writer.label
+
+
+def _read_container(value: bytes, survey: Survey, max_alert_bytes: int) -> Labelled:
+    file = BytesIO(value)
+    header = fastavro.schemaless_reader(file, _HEADER, None)
+    assert isinstance(header, dict)
+    text = header["meta"]["avro.schema"].decode()
+    codec = header["meta"].get("avro.codec", b"null").decode()
+    schemas = _schemas(text, survey.name)
+    if file.tell() == len(value):
+        raise Refusal("empty", "container without a record")
+    count, size = (_long(file) for _ in range(2))
+    block = file.read(size) if size >= 0 else b""
+    if len(block) != size or file.read(16) != header["sync"]:
+        raise Refusal("damaged", f"container block of {size} bytes is cut short or not followed by its sync marker")
+    if count != 1 or file.tell() != len(value):
+        raise Refusal("damaged", f"container holds {count if count != 1 else 'more than 1'} records; an alert is one")
+    return _datum(unpack(block, codec, max_alert_bytes), *schemas), _label(json.loads(text))
+
+
+def _long(file: BytesIO) -> int:
+    number = fastavro.schemaless_reader(file, "long", None)
+    assert isinstance(number, int)
+    return number
+
+
+def _label(schema: Schema) -> str:
+    version = schema.get("version")
+    return f"{schema.get('name')}{'' if version is None else f' {version}'}"
+
+
+def unpack(block: bytes, codec: str, max_bytes: int) -> bytes:
+    """A container block without its codec. Raises Refusal before more than max_bytes are unpacked."""
+    if codec == "null":
+        return block
+    if codec == "deflate":
+        stream = zlib.decompressobj(-15)
+        data = stream.decompress(block, max_bytes + 1)
+    elif codec == "snappy":
+        n, shift = 0, 0
+        for byte in block[:5]:  # the unpacked length comes first, as a varint
+            n |= (byte & 127) << shift
+            shift += 7
+            if byte < 128:
+                break
+        data = bytes(cramjam.snappy.decompress_raw(block[:-4])) if n <= max_bytes else b"\0" * (max_bytes + 1)
+    elif codec == "zstandard":
+        with zstandard.ZstdDecompressor(max_window_size=2**27).stream_reader(block) as reader:
+            data = reader.read(max_bytes + 1)
+    else:
+        raise Refusal("damaged", f"container codec {codec[:40]!r}; null, deflate, snappy and zstandard are read")
+    if len(data) > max_bytes:
+        raise Refusal("too_large", f"unpacks ({codec}) to more than max_alert_bytes = {max_bytes}")
+    return data
+
+
+def _datum(body: bytes, writer: Schema, reader: Schema) -> dict[str, object]:
+    """One datum that fills the body exactly."""
+    file = BytesIO(body)
+    alert = fastavro.schemaless_reader(file, writer, reader)
+    assert isinstance(alert, dict)
+    if file.tell() != len(body):
+        raise Refusal("damaged", f"{len(body) - file.tell()} bytes after the end of the alert")
+    for name, part in alert.items():
+        if isinstance(part, list) and len(part) > MAX_ITEMS:
+            raise Refusal("too_large", f"{name} has {len(part)} items; at most {MAX_ITEMS} are read")
+    return alert
+
+
+@lru_cache(maxsize=64)
+def _schemas(text: str, survey: str) -> tuple[Schema, Schema]:
+    """Writer and pruned reader schema of a schema text, parsed once. Raises Refusal where they don't fit the survey."""
+    try:
+        writer = json.loads(text)
+        if not isinstance(writer, dict) or writer.get("type") != "record":
+            raise Refusal("wrong_survey", "the container's schema is not a record")
+        _refuse_zero_bytes(writer, {"null"})
+        reader = reader_schema(writer, surveys.find(survey), widest=True)
+    except SchemaError as error:
+        raise Refusal("wrong_survey", str(error)) from error
+    return fastavro.parse_schema(writer), fastavro.parse_schema(reader)  # type: ignore[return-value]
+
+
+def _refuse_zero_bytes(schema: object, empty: set[str]) -> None:
+    """Refuse arrays whose items need no bytes: seven bytes could claim a billion of them. empty: such types' names."""
+    if isinstance(schema, list):
+        for part in schema:
+            _refuse_zero_bytes(part, empty)
+    elif isinstance(schema, dict):
+        for field in schema.get("fields", ()):
+            _refuse_zero_bytes(field["type"], empty)
+        for key in ("items", "values", "type"):
+            if isinstance(schema.get(key), dict | list):
+                _refuse_zero_bytes(schema[key], empty)
+        if schema.get("type") == "array" and _needs_no_bytes(schema["items"], empty):
+            raise Refusal("too_large", "the embedded schema has an array whose items need no bytes")
+        if "name" in schema and _needs_no_bytes(schema, empty):
+            empty |= {str(schema["name"]), f"{schema.get('namespace', '')}.{schema['name']}"}
+
+
+def _needs_no_bytes(schema: object, empty: set[str]) -> bool:
+    """Whether a datum of the type takes no bytes: null, fixed(0), and records of nothing else."""
+    if isinstance(schema, str):
+        return schema in empty or any(name.endswith(f".{schema}") for name in empty)
+    if not isinstance(schema, dict):
+        return False
+    if schema.get("type") == "fixed":
+        return int(schema["size"]) == 0
+    if schema.get("type") == "record":
+        return all(_needs_no_bytes(field["type"], empty) for field in schema["fields"])
+    return _needs_no_bytes(schema.get("type"), empty)

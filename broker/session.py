@@ -1,0 +1,78 @@
+"""The Spark session of a job: its jars, its limits, and the proof that the limits hold."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from typing import cast
+
+from pyspark.sql import SparkSession
+
+from broker.decode import LIMITS
+from broker.java import jars, java
+from broker.errors import UsageError
+
+# Arrow batches to Python: the default of 64 MB doubles the cost of large alerts (docs/spark.md).
+ARROW_BATCH_BYTES = "8m"
+ARROW_BATCH_ROWS = 256
+
+
+def start(name: str, master: str, driver_memory: str, extra: Mapping[str, str] | None = None) -> SparkSession:
+    """A session with the connectors and the decoder's limits. Raises JavaError, UsageError."""
+    java()
+    os.environ.setdefault("PYSPARK_PYTHON", sys.executable)  # else workers take whatever python3 is first in PATH
+    os.environ.setdefault("PYSPARK_DRIVER_PYTHON", sys.executable)
+    extra = dict(extra or {})
+    limits = " ".join(f"-D{key}={value}" for key, value in LIMITS.items())
+    settings = {
+        "spark.jars": ",".join(str(jar) for jar in jars("spark")),
+        "spark.driver.memory": driver_memory,
+        "spark.driver.host": "127.0.0.1" if master.startswith("local") else None,
+        "spark.driver.bindAddress": "127.0.0.1" if master.startswith("local") else None,
+        "spark.ui.enabled": "false",
+        "spark.ui.showConsoleProgress": "false",
+        "spark.sql.session.timeZone": "UTC",
+        "spark.sql.shuffle.partitions": "2",
+        "spark.sql.execution.arrow.maxBytesPerBatch": ARROW_BATCH_BYTES,
+        "spark.sql.execution.arrow.maxRecordsPerBatch": str(ARROW_BATCH_ROWS),
+        "spark.sql.maxPlanStringLength": "4096",  # ten 40 kB schemas in each exception otherwise
+        "spark.task.maxFailures": "1",
+        "spark.speculation": "false",
+        # halves the forks of chmod that a pip-installed Spark makes for each checkpoint file
+        "spark.hadoop.fs.AbstractFileSystem.file.impl": "org.apache.hadoop.fs.local.RawLocalFs",
+    }
+    for side in ("driver", "executor"):
+        key = f"spark.{side}.extraJavaOptions"
+        settings[key] = f"{limits} -XX:+UseParallelGC {extra.pop(key, '')}".strip()
+    builder = SparkSession.builder.master(master).appName(name)
+    for key, value in (settings | extra).items():
+        if value is not None:
+            builder = builder.config(key, value)
+    spark = builder.getOrCreate()
+    spark.sparkContext.setLogLevel("OFF")
+    check_limits(spark)
+    return spark
+
+
+def check_limits(spark: SparkSession) -> None:
+    """Read the decoder's limits back from driver and executors. Raises UsageError where one is missing.
+
+    Under spark-submit in client mode they must stand on the command line: set in code they come too late.
+    """
+    assert spark.sparkContext._jvm is not None
+    system = spark.sparkContext._jvm.java.lang.System
+    asked = [f"java_method('java.lang.System', 'getProperty', '{key}')" for key in LIMITS]
+    slots = max(1, spark.sparkContext.defaultParallelism)
+    rows = spark.range(0, slots, 1, slots).selectExpr(*asked).distinct().collect()
+    found = {"driver": [cast("str | None", system.getProperty(key)) for key in LIMITS]}
+    found |= {f"executor {i}": list(row) for i, row in enumerate(rows)}
+    for where, values in found.items():
+        for (key, limit), value in zip(LIMITS.items(), values, strict=True):
+            if value != str(limit):
+                options = " ".join(f"-D{k}={v}" for k, v in LIMITS.items())
+                raise UsageError(
+                    f"{where}: JVM limit {key} is {value}, must be {limit}: without it one corrupt alert of 20 bytes "
+                    f"kills the JVM. Start the JVMs with '{options}' (spark.driver.extraJavaOptions and "
+                    "spark.executor.extraJavaOptions, on the command line of spark-submit)"
+                )

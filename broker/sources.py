@@ -1,0 +1,41 @@
+"""Where alerts come from, as rows shaped like Spark's Kafka source."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from datetime import datetime
+from pathlib import Path
+
+from pyspark.sql import DataFrame, SparkSession
+
+FRAME_COLUMNS = ("key", "value", "headers", "topic", "partition", "offset", "timestamp")
+
+
+def kafka(
+    spark: SparkSession,
+    options: Mapping[str, str],
+    topics: tuple[str, ...],
+    start: str | datetime | None,
+    max_alerts_per_batch: int,
+) -> DataFrame:
+    """A stream of alerts from topics. start: earliest, latest or a time; counts only while the checkpoint is new."""
+    reader = spark.readStream.format("kafka").options(**options)
+    reader = reader.option("subscribe", ",".join(topics)).option("includeHeaders", "true")
+    reader = reader.option("maxOffsetsPerTrigger", max_alerts_per_batch).option("failOnDataLoss", "true")
+    if isinstance(start, datetime):
+        reader = reader.option("startingTimestamp", int(start.timestamp() * 1000))
+        reader = reader.option("startingOffsetsByTimestampStrategy", "latest")
+    elif start is not None:
+        reader = reader.option("startingOffsets", start)
+    return reader.load().select(*FRAME_COLUMNS)
+
+
+def archive(spark: SparkSession, paths: list[Path], root: Path, max_alert_bytes: int, errors: Path) -> DataFrame:
+    """Alerts of files, as a batch; a file that can't be read leaves a line in the folder `errors`."""
+    from broker.archive import Archive
+
+    spark.dataSource.register(Archive)
+    reader = spark.read.format("archive").option("paths", json.dumps([str(p) for p in paths]))
+    reader = reader.option("root", str(root)).option("max_alert_bytes", str(max_alert_bytes))
+    return reader.option("errors", str(errors)).load().select(*FRAME_COLUMNS)

@@ -1,0 +1,125 @@
+"""A verdict: status, reason and probabilities of one alert. The lists are closed: appended to, never renamed."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from broker.gather import Gathered, Settings
+from broker.lightcurve import Bools, Integers, LightCurves, PointCounts, Summary
+from broker.surveys import Survey
+
+CLASSIFIED, ABSTAINED, REJECTED = "classified", "abstained", "rejected"
+REASONS: dict[str, tuple[str, ...]] = {
+    CLASSIFIED: ("ok",),
+    ABSTAINED: (
+        "no_photometry",
+        "too_few_points",
+        "not_enough_evidence",
+        "out_of_distribution",
+        "low_reliability",
+        "bad_pixels",
+        "injected",
+        "withdrawn",
+        "solar_system",
+        "maybe_moving",
+        "not_public",
+    ),
+    REJECTED: (
+        "schema_unavailable",
+        "damaged",
+        "wrong_survey",
+        "implausible_values",
+        "empty",
+        "too_large",
+        "kills_reader",
+    ),
+}
+_ANSWERS = (*REASONS[CLASSIFIED], *REASONS[ABSTAINED])  # reason codes of alerts that were read
+
+
+@dataclass(frozen=True)
+class Coordinates:
+    """Where each of n alerts came from: Arrow columns topic, partition, offset and timestamp (microseconds)."""
+
+    topic: pa.Array
+    partition: pa.Array
+    offset: pa.Array
+    timestamp: pa.Array
+
+
+@dataclass(frozen=True)
+class Verdicts:
+    """What is known of n alerts that were read; reason int64 (n,): index into `answers`.
+
+    gathered, curves, counts, summary: see lightcurve and gather; used int64 (n,): points that the model saw;
+    probabilities float32 (n, classes), rows of NaN where the model did not run; schemas: labels of writer schemas.
+    """
+
+    survey: Survey
+    coordinates: Coordinates
+    schemas: pa.Array
+    gathered: Gathered
+    curves: LightCurves
+    counts: PointCounts
+    used: Integers
+    summary: Summary
+    probabilities: npt.NDArray[np.float32]
+    reason: Integers
+
+    def __len__(self) -> int:
+        return len(self.reason)
+
+    def reasons(self) -> list[str]:
+        """Reason of each verdict."""
+        return [_ANSWERS[code] for code in self.reason]
+
+    def statuses(self) -> list[str]:
+        """Status of each verdict."""
+        return [CLASSIFIED if code == 0 else ABSTAINED for code in self.reason]
+
+
+def judge(
+    gathered: Gathered,
+    survey: Survey,
+    settings: Settings,
+    counts: PointCounts,
+    summary: Summary,
+    min_points: int,
+    evident: Bools,
+) -> Integers:
+    """Reason code of each of n alerts, int64 (n,): the first of these that holds, else ok.
+
+    The survey's floors in their order, no points, too few of them, maybe moving, not enough evidence (`evident`:
+    the top probability reaches the model's threshold for the number of detections).
+    """
+    reason = np.zeros(len(counts.used), np.int64)
+
+    def give(name: str, where: Bools) -> None:
+        reason[(reason == 0) & where] = _ANSWERS.index(name)
+
+    for index, floor in enumerate(survey.floors):
+        give(floor.reason, gathered.floor == index)
+    give("no_photometry", counts.used == 0)
+    give("too_few_points", counts.used < min_points)
+    span_minutes = (summary.last_detection - summary.first_detection) * 1440
+    at_least = float(settings["moving_min_minutes"])  # type: ignore[arg-type]  # checked by the config
+    give("maybe_moving", ~(span_minutes >= at_least))
+    give("not_enough_evidence", ~evident)
+    return reason
+
+
+def points_hashes(curves: LightCurves) -> list[str]:
+    """Hash of the points of each curve, 16 hex digits: equal exactly when times, bands, fluxes and errors are."""
+    columns = np.empty(
+        len(curves.mjd_tai), [("mjd_tai", "<f8"), ("flux", "<f4"), ("flux_err", "<f4"), ("band", "i1"), ("detected", "?")]
+    )
+    for name in columns.dtype.names or ():
+        columns[name] = getattr(curves, name)
+    data, size = columns.tobytes(), columns.dtype.itemsize
+    ends = curves.offsets * size
+    return [hashlib.blake2b(data[a:b], digest_size=8).hexdigest() for a, b in zip(ends[:-1], ends[1:], strict=True)]

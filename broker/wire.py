@@ -1,0 +1,48 @@
+"""How alerts are wrapped on the wire: Confluent frame, Avro container or bare body; as Spark expressions and in Python."""
+
+from __future__ import annotations
+
+import struct
+
+from pyspark.sql import Column
+from pyspark.sql import functions as F
+
+from broker.registry import Writer
+from broker.surveys import Survey
+
+CONTAINER_MAGIC = b"Obj\x01"
+FRAME_BYTES = 5  # 0x00 and the schema id, big-endian
+
+
+def schema_label(survey: Survey, writers: tuple[Writer, ...], value: Column) -> Column:
+    """Label of the writer schema that an alert's bytes ask for, null where the JVM knows none."""
+    if survey.framing == "confluent":
+        framed = F.substring(value, 1, 1) == F.lit(b"\x00")
+        number = F.conv(F.hex(F.substring(value, 2, 4)), 16, 10)
+        known = number.isin(*(str(w.schema_id) for w in writers))
+        return F.when(framed & known, number)
+    if survey.framing == "bare":
+        container = F.substring(value, 1, len(CONTAINER_MAGIC)) == F.lit(CONTAINER_MAGIC)
+        return F.when(value.isNotNull() & ~container, F.lit(writers[-1].label))
+    label = F.lit(None).cast("string")
+    for writer in writers:
+        for header in writer.headers:
+            # The whole header decides: texts differ within one version. Its first bytes tell the known ones apart, so
+            # that one digest is taken per alert.
+            starts = F.substring(value, 1, len(header.start)) == F.lit(header.start)
+            same = F.sha2(F.substring(value, 1, header.n_bytes), 256) == F.lit(header.sha256)
+            label = F.when(starts & same, F.lit(writer.label)).otherwise(label)
+    return label
+
+
+def frame(schema_id: int, body: bytes) -> bytes:
+    """A Confluent frame around an Avro body."""
+    return struct.pack(">BI", 0, schema_id) + body
+
+
+def schema_id_of(value: bytes) -> int | None:
+    """Schema id of a Confluent frame, None where the bytes are not one."""
+    if len(value) < FRAME_BYTES or value[0] != 0:
+        return None
+    number: int = struct.unpack_from(">I", value, 1)[0]
+    return number

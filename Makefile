@@ -1,0 +1,66 @@
+# Needs Python 3.11+, Java 17+, make and git; everything else goes into .venv from requirements.lock.
+PYTHON ?= python3
+BIN := .venv/bin
+# -P: the source tree is not importable as `broker`; the tests run the wheel that is installed in .venv
+PYTEST := $(BIN)/python -P -m pytest
+
+SOURCES := $(shell find broker schemas models -type f -not -path '*/__pycache__/*' -not -path 'models/training/*' 2>/dev/null)
+
+.PHONY: help java venv wheel demo test test-shared lint bench lock clean
+
+help:
+	@echo "make demo | test | test-shared ALERTS=DIR DATA=DIR | lint | bench | lock | venv | clean"
+
+java:
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or later is needed; this is " + sys.version.split()[0] + ": make PYTHON=python3.11")'
+	@$(PYTHON) -B -m broker.java
+
+# The third-party packages, with their hashes. The .pth makes `models.training` and `benchmarks` importable, behind
+# everything installed: `broker` stays the wheel's.
+.venv/.packages: requirements.lock | java
+	$(PYTHON) -m venv --clear .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	$(BIN)/python -c 'import pathlib, sysconfig; pathlib.Path(sysconfig.get_path("purelib"), "source-tree.pth").write_text(str(pathlib.Path.cwd()) + "\n")'
+	touch $@
+
+# build/ goes first: setuptools would ship modules from it that the source no longer has
+.venv/.wheel: .venv/.packages pyproject.toml $(SOURCES)
+	rm -rf build dist t2_broker.egg-info
+	$(BIN)/python -m build --wheel --no-isolation --outdir dist >.venv/build.log || { cat .venv/build.log; exit 1; }
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --force-reinstall dist/*.whl
+	touch $@
+
+venv: java .venv/.wheel
+
+wheel: venv
+
+demo: venv
+	$(BIN)/broker demo
+
+lint: venv
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: lint
+	$(PYTEST)
+
+test-shared: venv
+	@test -d "$(ALERTS)" || { echo 'make test-shared: ALERTS="$(ALERTS)" is no folder; give ALERTS=DIR with real alerts and DATA=DIR with data sets' >&2; exit 2; }
+	@test -d "$(DATA)" || { echo 'make test-shared: DATA="$(DATA)" is no folder; give ALERTS=DIR with real alerts and DATA=DIR with data sets' >&2; exit 2; }
+	T2_ALERTS="$(abspath $(ALERTS))" T2_DATA="$(abspath $(DATA))" $(PYTEST) -m shared
+
+bench: venv
+	$(BIN)/python -P -m benchmarks
+
+# One lock for all platforms and Python versions; no index address is written into it
+lock:
+	$(PYTHON) -m venv build/lock
+	build/lock/bin/pip install --quiet --disable-pip-version-check uv
+	build/lock/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+		--no-emit-find-links --no-annotate --custom-compile-command "make lock" --upgrade \
+		--extra train --extra dev pyproject.toml --output-file requirements.lock
+
+clean:
+	rm -rf .venv build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis spark-warehouse
+	find . -name __pycache__ -not -path './.git/*' -prune -exec rm -rf {} +

@@ -1,0 +1,67 @@
+"""What all tests share: one embedded Kafka, and the rule that a skipped test is a failure."""
+
+import os
+from collections.abc import Generator, Iterator
+from pathlib import Path
+
+import pytest
+
+from broker.embedded import EmbeddedKafka
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="session")
+def kafka() -> Iterator[EmbeddedKafka]:
+    """One embedded Kafka for the whole run. Each test takes topic names of its own."""
+    with EmbeddedKafka() as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def shared_alerts() -> Path:
+    """The folder of real alerts, given to `make test-shared` as ALERTS; tests that need it are marked `shared`."""
+    return _given("T2_ALERTS")
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of data sets, given to `make test-shared` as DATA; tests that need it are marked `shared`."""
+    return _given("T2_DATA")
+
+
+def _given(variable: str) -> Path:
+    folder = Path(os.environ.get(variable, ""))
+    if not os.environ.get(variable) or not folder.is_dir():
+        pytest.fail(f"{variable}={os.environ.get(variable)!r} names no folder; run `make test-shared ALERTS=DIR DATA=DIR`")
+    return folder
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Turn a skip into a failure: what was not run proves nothing."""
+    report = yield
+    if report.skipped and not hasattr(report, "wasxfail"):
+        report.outcome = "failed"
+        report.longrepr = f"skipped, which counts as a failure here: {report.longrepr}"
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    """The same for a whole module that skips itself."""
+    report = yield
+    if report.skipped:
+        report.outcome = "failed"
+        report.longrepr = f"skipped, which counts as a failure here: {report.longrepr}"
+    return report
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """`make test` leaves the tests marked `shared` out; `make test-shared` runs them alone, by their mark."""
+    if config.option.markexpr:
+        return
+    shared = [item for item in items if item.get_closest_marker("shared")]
+    if shared and len(shared) < len(items):
+        config.hook.pytest_deselected(items=shared)
+        items[:] = [item for item in items if not item.get_closest_marker("shared")]

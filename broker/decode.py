@@ -6,7 +6,7 @@ A branch per known writer schema. What no branch can read leaves as null and goe
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
@@ -131,15 +131,31 @@ def _named_types(schema: object, namespace: str) -> Iterator[tuple[str, Schema]]
 
 
 def decode(frames: DataFrame, survey: Survey, writers: tuple[Writer, ...]) -> DataFrame:
-    """Adds `schema` (label, null: unknown) and `alert` (struct, null: the second reader's) to rows with `value`."""
-    labelled = frames.withColumn("schema", schema_label(survey, writers, F.col("value")))
-    read = F.lit(None)
-    for writer in writers:
-        if survey.framing != "container" or writer.headers:
-            read = F.when(F.col("schema") == writer.label, _read(F.col("value"), survey, writer)).otherwise(read)
-    # from_avro stands in a column of its own: taking two fields straight out of the call would decode twice
-    framed = labelled.withColumn("framed", read)
-    return framed.withColumn("alert", _whole(survey)).drop("framed")
+    """Adds `schema` (label, null: unknown) and `alert` (struct, null: the second reader's) to rows with `value`.
+
+    Each from_avro stands in a column of its own: taking two fields straight out of the call would decode twice.
+    """
+    rows = frames.withColumn("schema", schema_label(survey, writers, F.col("value")))
+    added, found, label = [], [], F.col("schema")
+    if survey.framing == "confluent":
+        body = F.expr(f"substring(value, {FRAME_BYTES + 1})")
+        rows = rows.withColumn("framed", _by_label(writers, lambda w: _read(_ended, _end(body), survey, w)))
+        added, found = ["framed"], [F.when(F.col("framed.end") == F.lit(END), F.col("framed.alert"))]
+    known = tuple(w for w in writers if w.headers)
+    if known:
+        contained = _by_label(known, lambda w: _read(_container, F.col("value"), survey, w))
+        rows = rows.withColumn("contained", contained)
+        sound = (F.col("contained.count") == 1) & (F.col("contained.sync") == F.col("contained.end"))
+        added, found = [*added, "contained"], [*found, F.when(sound, F.col("contained.alert"))]
+    if survey.framing == "bare":
+        open_ = F.col("schema").isNull()
+        for number, writer in enumerate(writers):  # nothing says which layout it is: the one that fits to the last byte
+            name = f"bare_{number}"
+            rows = rows.withColumn(name, F.when(open_, _read(_ended, _end(F.col("value")), survey, writer)))
+            fits = F.coalesce(F.col(f"{name}.end") == F.lit(END), F.lit(False))
+            added, found = [*added, name], [*found, F.when(fits, F.col(f"{name}.alert"))]
+            label, open_ = F.when(fits, F.lit(writer.label)).otherwise(label), open_ & ~fits
+    return rows.withColumn("alert", F.coalesce(*found)).withColumn("schema", label).drop(*added)
 
 
 def implausible(survey: Survey) -> Column:
@@ -151,17 +167,23 @@ def implausible(survey: Survey) -> Column:
     return ~plausible
 
 
-def _read(value: Column, survey: Survey, writer: Writer) -> Column:
+def _by_label(writers: tuple[Writer, ...], read: Callable[[Writer], Column]) -> Column:
+    """A branch per writer schema."""
+    branches = F.lit(None)
+    for writer in writers:
+        branches = F.when(F.col("schema") == writer.label, read(writer)).otherwise(branches)
+    return branches
+
+
+def _read(wrap: Callable[[Schema, bool], Schema], data: Column, survey: Survey, writer: Writer) -> Column:
     """The wrapped alert by one writer schema. PERMISSIVE gives a struct of nulls for bytes that it can't read."""
-    schema = writer.schema
-    wrap = _container if survey.framing == "container" else _ended
-    body = value if survey.framing == "container" else F.concat(_body(value, survey), F.lit(END))
-    options = {"avroSchema": json.dumps(wrap(reader_schema(schema, survey), reader=True)), "mode": "PERMISSIVE"}
-    return from_avro(body, json.dumps(wrap(schema, reader=False)), options)
+    reader = wrap(reader_schema(writer.schema, survey), True)
+    options = {"avroSchema": json.dumps(reader), "mode": "PERMISSIVE"}
+    return from_avro(data, json.dumps(wrap(writer.schema, False)), options)
 
 
-def _body(value: Column, survey: Survey) -> Column:
-    return F.expr(f"substring(value, {FRAME_BYTES + 1})") if survey.framing == "confluent" else value
+def _end(body: Column) -> Column:
+    return F.concat(body, F.lit(END))
 
 
 def _ended(alert: Schema, reader: bool) -> Schema:
@@ -181,12 +203,3 @@ def _container(alert: Schema, reader: bool) -> Schema:
     ]
     fields = kept + last if reader else [*magic, *kept, {"name": "size", "type": "long"}, *last]
     return {"type": "record", "name": "Container", "fields": fields}
-
-
-def _whole(survey: Survey) -> Column:
-    """`framed`'s alert where its frame is sound, else null."""
-    if survey.framing == "container":
-        sound = (F.col("framed.count") == 1) & (F.col("framed.sync") == F.col("framed.end"))
-    else:
-        sound = F.col("framed.end") == F.lit(END)
-    return F.when(sound, F.col("framed.alert"))

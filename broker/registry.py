@@ -48,7 +48,11 @@ def writers(survey: str) -> tuple[Writer, ...]:
     if survey == "lsst":
         return tuple(Writer(label, texts[label], int(label)) for label in sorted(texts, key=int))
     headers = _headers(survey)
-    return tuple(Writer(f"{survey}-{name}", texts[name], None, headers.get(name, ())) for name in sorted(texts))
+    return tuple(Writer(f"{survey}-{name}", texts[name], None, headers.get(name, ())) for name in sorted(texts, key=_newest_last))
+
+
+def _newest_last(name: str) -> tuple[bool, str]:
+    return "-" not in name, name  # variants of a version (3.3-null-first, 0.9-early) are rarer: first
 
 
 def _headers(survey: str) -> dict[str, tuple[Header, ...]]:

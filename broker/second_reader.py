@@ -15,7 +15,6 @@ from io import BytesIO
 import cramjam
 import fastavro
 import pyarrow as pa
-import zstandard
 
 from broker import registry, surveys
 from broker.decode import MAX_ITEMS, reader_schema
@@ -23,6 +22,11 @@ from broker.errors import SchemaError
 from broker.registry import Schema
 from broker.surveys import Survey
 from broker.wire import CONTAINER_MAGIC, FRAME_BYTES, schema_id_of
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
 
 # Beyond what the worker holds already. 16 MB of one-byte items would become 4 GB of Python objects; the largest real
 # alert (312 kB, 1,066 forced points) needs 11 MB.
@@ -100,7 +104,7 @@ def _read(value: bytes | None, survey: Survey, max_alert_bytes: int) -> Labelled
     if value.startswith(CONTAINER_MAGIC):
         return _read_container(value, survey, max_alert_bytes)
     if survey.framing == "bare":
-        return _read_body(value, survey, registry.writers(survey.name)[-1])
+        return _read_bare(value, survey)
     schema_id = schema_id_of(value)
     if schema_id is None:
         raise Refusal("damaged", f"neither a Confluent frame nor an Avro container: starts with {value[:5].hex(' ')}")
@@ -114,6 +118,18 @@ def _read(value: bytes | None, survey: Survey, max_alert_bytes: int) -> Labelled
 
 def _read_body(body: bytes, survey: Survey, writer: registry.Writer) -> Labelled:
     return _datum(body, *_schemas(writer.text, survey.name)), writer.label
+
+
+def _read_bare(body: bytes, survey: Survey) -> Labelled:
+    """A bare body by the layout that fits to its last byte; the first layout's complaint where none does."""
+    complaint: Exception | None = None
+    for writer in registry.writers(survey.name):
+        try:
+            return _read_body(body, survey, writer)
+        except Exception as error:  # noqa: BLE001  # as in read(): whatever fastavro raises, it is not this layout
+            complaint = complaint or error
+    assert complaint is not None
+    raise complaint
 
 
 def _read_container(value: bytes, survey: Survey, max_alert_bytes: int) -> Labelled:
@@ -161,8 +177,7 @@ def unpack(block: bytes, codec: str, max_bytes: int) -> bytes:
                 break
         data = bytes(cramjam.snappy.decompress_raw(block[:-4])) if n <= max_bytes else b"\0" * (max_bytes + 1)
     elif codec == "zstandard":
-        with zstandard.ZstdDecompressor(max_window_size=2**27).stream_reader(block) as reader:
-            data = reader.read(max_bytes + 1)
+        data = zstd.ZstdDecompressor().decompress(block, max_bytes + 1)
     else:
         raise Refusal("damaged", f"container codec {codec[:40]!r}; null, deflate, snappy and zstandard are read")
     if len(data) > max_bytes:

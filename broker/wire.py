@@ -15,16 +15,12 @@ FRAME_BYTES = 5  # 0x00 and the schema id, big-endian
 
 
 def schema_label(survey: Survey, writers: tuple[Writer, ...], value: Column) -> Column:
-    """Label of the writer schema that an alert's bytes ask for, null where the JVM knows none."""
+    """Label of the writer schema that an alert's frame or container header names, null where it names no known one."""
+    label = F.lit(None).cast("string")
     if survey.framing == "confluent":
         framed = F.substring(value, 1, 1) == F.lit(b"\x00")
         number = F.conv(F.hex(F.substring(value, 2, 4)), 16, 10)
-        known = number.isin(*(str(w.schema_id) for w in writers))
-        return F.when(framed & known, number)
-    if survey.framing == "bare":
-        container = F.substring(value, 1, len(CONTAINER_MAGIC)) == F.lit(CONTAINER_MAGIC)
-        return F.when(value.isNotNull() & ~container, F.lit(writers[-1].label))
-    label = F.lit(None).cast("string")
+        label = F.when(framed & number.isin(*(str(w.schema_id) for w in writers)), number)
     for writer in writers:
         for header in writer.headers:
             # The whole header decides: texts differ within one version. Its first bytes tell the known ones apart, so

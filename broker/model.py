@@ -1,0 +1,260 @@
+"""A released model: its card, and class probabilities of light curves by ONNX Runtime.
+
+All preprocessing is inside the graph; this module checks the folder, pads light curves and runs them. The result of a
+curve depends on that curve alone, bit for bit: its padded length follows from its own number of points, and no call
+has fewer than two rows, because a batch of one takes another kernel and differs in the last bits.
+"""
+
+import hashlib
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime as ort
+
+from broker.errors import ModelError
+from broker.lightcurve import BANDS, RULES_VERSION, LightCurves, thin
+
+T = TypeVar("T")
+
+MODEL_FILE, CARD_FILE = "model.onnx", "card.toml"
+INPUTS = {
+    "mjd": "tensor(double)",
+    "flux": "tensor(float)",
+    "flux_err": "tensor(float)",
+    "band": "tensor(int32)",
+    "detected": "tensor(bool)",
+}
+OUTPUT = "probabilities"
+# Padded lengths. Cost is linear in the length, so finer steps save more than the extra calls cost.
+LENGTHS = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256)
+MIN_ROWS, MAX_ROWS = 2, 64
+POINTS_PER_CALL = 2048  # 64 rows of 32 points, 32 of 64: larger calls leave the cache and cost more per curve
+
+
+@dataclass(frozen=True)
+class ClassName:
+    """A class of the model: name, id in the taxonomy of DESC/ELAsTiCC, share of the training batches."""
+
+    name: str
+    taxonomy_id: int
+    prior: float
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """Below `probability` of the winning class the evidence is not enough, from `min_detections` detections on."""
+
+    survey: str
+    min_detections: int
+    probability: float
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a released model needs and promises; the order of classes and bands is the graph's."""
+
+    name: str
+    version: str
+    sha256: str
+    classes: tuple[ClassName, ...]
+    bands: tuple[str, ...]
+    max_points: int
+    min_points: int
+    rules_version: int
+    thresholds: tuple[Threshold, ...]
+
+    def threshold(self, survey: str, n_detections: npt.ArrayLike) -> npt.NDArray[np.float64]:
+        """Least winning probability for a verdict, same shape as n_detections. ELAsTiCC counts as `lsst`.
+
+        Raises ModelError if the card has no thresholds for the survey.
+        """
+        known = "lsst" if survey == "elasticc" else survey
+        steps = sorted((t.min_detections, t.probability) for t in self.thresholds if t.survey == known)
+        if not steps:
+            names = ", ".join(sorted({t.survey for t in self.thresholds}))
+            raise ModelError(f"model {self.name}: no thresholds for survey {survey!r}; the card has {names}")
+        starts = np.array([s for s, _ in steps])
+        at = np.searchsorted(starts, np.asarray(n_detections), side="right") - 1
+        found: npt.NDArray[np.float64] = np.array([p for _, p in steps])[np.maximum(at, 0)]
+        return found
+
+
+class Model:
+    """A loaded model. Use `load`; one per process is enough, it is not tied to a thread."""
+
+    def __init__(self, card: Card, session: ort.InferenceSession) -> None:
+        self.card = card
+        self._session = session
+        index = {name: i for i, name in enumerate(card.bands)}
+        self._band = np.array([index.get(name, -1) for name in BANDS], np.int32)
+
+    def predict(self, light_curves: LightCurves) -> npt.NDArray[np.float32]:
+        """Class probabilities, float32 (n, classes); NaN for a curve without a point in a band of the model.
+
+        Curves longer than the card's max_points are thinned by the rules.
+        """
+        curves = self._readable(light_curves)
+        counts = curves.counts
+        found = np.full((len(curves), len(self.card.classes)), np.nan, np.float32)
+        lengths = np.array([*(x for x in LENGTHS if x < self.card.max_points), self.card.max_points])
+        length = lengths[np.searchsorted(lengths, counts)]
+        length[counts == 0] = 0
+        for padded in np.unique(length[length > 0]).tolist():
+            rows = np.flatnonzero(length == padded)
+            size = max(MIN_ROWS, min(MAX_ROWS, POINTS_PER_CALL // padded))
+            for start in range(0, len(rows), size):
+                chunk = rows[start : start + size]
+                found[chunk] = self._run(curves, chunk, padded)[: len(chunk)]
+        return found
+
+    def _readable(self, curves: LightCurves) -> LightCurves:
+        """Points in bands of the model, no curve longer than the model takes."""
+        known = self._band[curves.band] >= 0
+        if not known.all():
+            curves = curves.select(known)
+        return thin(curves, self.card.max_points)
+
+    def _run(self, curves: LightCurves, rows: npt.NDArray[np.intp], length: int) -> npt.NDArray[np.float32]:
+        """Probabilities of these curves, padded to `length`; at least MIN_ROWS rows."""
+        if len(rows) < MIN_ROWS:
+            rows = np.resize(rows, MIN_ROWS)
+        column = np.arange(length)
+        valid = column < curves.counts[rows][:, None]
+        at = np.where(valid, curves.offsets[rows][:, None] + column, 0)
+        feed = {
+            "mjd": curves.mjd_tai[at],
+            "flux": curves.flux[at],
+            "flux_err": curves.flux_err[at],
+            "band": np.where(valid, self._band[curves.band[at]], np.int32(-1)),
+            "detected": curves.detected[at],
+        }
+        result: npt.NDArray[np.float32] = self._session.run([OUTPUT], feed)[0]
+        return result
+
+
+def find(name: str) -> Path:
+    """Folder of a released model by name, or the folder itself. Raises ModelError naming the released ones."""
+    released = _released()
+    for folder in (released / name, Path(name)):
+        if (folder / CARD_FILE).is_file():
+            return folder
+    names = ", ".join(sorted(p.parent.name for p in released.glob(f"*/{CARD_FILE}"))) or "none"
+    raise ModelError(f"no model {name!r}: neither a released one ({names}) nor a folder with a {CARD_FILE}")
+
+
+def _released() -> Path:
+    try:
+        return Path(str(resources.files("broker.models")))
+    except ModuleNotFoundError:  # a checkout that is not installed: the data package lies beside ours
+        return Path(__file__).resolve().parent.parent / "models"
+
+
+def load(folder: Path) -> Model:
+    """Reads and checks a model folder. Raises ModelError saying which file or value differs from the card."""
+    card = read_card(folder / CARD_FILE)
+    path = folder / MODEL_FILE
+    content = _read(path)
+    digest = hashlib.sha256(content).hexdigest()
+    if digest != card.sha256:
+        raise ModelError(f"{path}: sha256 is {digest}, the card says {card.sha256}; fetch the model again")
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1  # Spark's tasks are the parallelism
+    options.use_deterministic_compute = True
+    options.log_severity_level = 3
+    # holds for the first session of a process only, hence one session per process
+    options.add_session_config_entry("session.set_denormal_as_zero", "1")
+    try:
+        session = ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's errors share no base class
+        raise ModelError(f"{path}: onnxruntime {ort.__version__} can't load it: {error}") from error
+    _compare(path, card, session)
+    return Model(card, session)
+
+
+def _compare(path: Path, card: Card, session: ort.InferenceSession) -> None:
+    """The graph's inputs, bands and classes are the card's."""
+    inputs = {i.name: i.type for i in session.get_inputs()}
+    if inputs != INPUTS:
+        raise ModelError(f"{path}: graph inputs are {inputs}, expected {INPUTS}; re-export the model")
+    outputs = {o.name: o.shape for o in session.get_outputs()}
+    n_classes = outputs.get(OUTPUT, [None])[-1]
+    if n_classes != len(card.classes):
+        raise ModelError(f"{path}: card lists {len(card.classes)} classes, graph output {OUTPUT!r} has {n_classes}")
+    n_bands = session.get_modelmeta().custom_metadata_map.get("n_bands")
+    if n_bands != str(len(card.bands)):
+        raise ModelError(f"{path}: card lists {len(card.bands)} bands, the graph was exported for {n_bands}")
+
+
+def read_card(path: Path) -> Card:
+    """The card of a model. Raises ModelError naming the key that is missing or has another type."""
+    try:
+        content = tomllib.loads(_read(path).decode())
+    except ValueError as error:  # TOMLDecodeError and UnicodeDecodeError are both
+        raise ModelError(f"{path}: not a TOML file: {error}") from error
+    card = Card(
+        name=_value(path, content, "name", str),
+        version=_value(path, content, "version", str),
+        sha256=_value(path, content, "sha256", str),
+        classes=tuple(
+            ClassName(_value(path, c, "name", str), _value(path, c, "taxonomy_id", int), _value(path, c, "prior", float))
+            for c in _tables(path, content, "classes")
+        ),
+        bands=tuple(_value(path, b, "name", str) for b in _tables(path, content, "bands")),
+        max_points=_value(path, content, "max_points", int),
+        min_points=_value(path, content, "min_points", int),
+        rules_version=_value(path, content, "rules_version", int),
+        thresholds=tuple(
+            Threshold(
+                _value(path, t, "survey", str),
+                _value(path, t, "min_detections", int),
+                _value(path, t, "probability", float),
+            )
+            for t in _tables(path, content, "not_enough_evidence")
+        ),
+    )
+    _check(path, card)
+    return card
+
+
+def _check(path: Path, card: Card) -> None:
+    unknown = sorted(set(card.bands) - set(BANDS))
+    if unknown or len(set(card.bands)) != len(card.bands):
+        raise ModelError(f"{path}: bands {unknown or card.bands} are unknown or repeated; known: {', '.join(BANDS)}")
+    if card.rules_version != RULES_VERSION:
+        raise ModelError(
+            f"{path}: trained with light-curve rules {card.rules_version}, this broker has {RULES_VERSION}; "
+            "use a model of the same rules"
+        )
+    if not 1 <= card.min_points <= card.max_points:
+        raise ModelError(f"{path}: min_points {card.min_points} must be 1 to max_points {card.max_points}")
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ModelError(f"{path}: can't be read ({error.strerror}); a model folder holds it beside the other") from error
+
+
+def _tables(path: Path, table: Mapping[str, Any], key: str) -> list[dict[str, Any]]:
+    found = _value(path, table, key, list)
+    if not found or not all(isinstance(item, dict) for item in found):
+        raise ModelError(f"{path}: {key!r} must be a list of at least one table, [[{key}]]")
+    return found
+
+
+def _value(path: Path, table: Mapping[str, Any], key: str, kind: type[T]) -> T:
+    if key not in table:
+        raise ModelError(f"{path}: key {key!r} is missing, expected a {kind.__name__}")
+    value = table[key]
+    if kind is float and isinstance(value, int):
+        value = float(value)
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise ModelError(f"{path}: {key!r} is {value!r}, expected a {kind.__name__}")
+    return value

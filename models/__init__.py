@@ -1,0 +1,1 @@
+"""Released models as package data (`broker.models` in an installation): one folder per model, name-version."""

@@ -1,0 +1,193 @@
+"""Writes a model folder (model.onnx, card.toml, golden.npz) from trained weights, and the table of released models.
+
+python -m models.training.release models    writes models/README.md anew from the cards
+"""
+
+import hashlib
+import json
+import sys
+import tomllib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from broker import lightcurve, model
+from broker.lightcurve import BANDS, WAVELENGTH_NM, LightCurves
+from models.training import augment, evaluate, export
+from models.training.dataset import (
+    CALIBRATION, CLASSES, SET_NAMES, SETS, TAXONOMY_IDS, TEST, TRAIN, UNLABELLED, TrainingSet,
+)  # fmt: skip
+from models.training.evaluate import Evidence, Figure
+from models.training.network import Params, Shape
+
+MAX_POINTS, MIN_POINTS = 256, 1
+N_GOLDEN = 100
+GOLDEN_SETS = ("spcc", "elasticc_fink_tutorials")  # their licences allow passing light curves on
+WEAKNESSES = (
+    "The training sets are mostly supernovae; the stream is mostly variable stars, AGN, asteroids and artefacts. "
+    "Asteroids, artefacts, kilonovae and flares of M dwarfs have no class of their own and get one of these seven.",
+    "SLSN and TDE are few in every set: their scores have wide intervals, see n_objects.",
+    "SNIbc is the class most often missed; it is taken for SNIa or SNII.",
+    "Sets of one class (ztf_snia, many_tde_ztf, sdss_rrl, varstars) tell recall only, and their cadence may give "
+    "the class away.",
+    "mallorn was simulated from few real objects without naming them: near-twins may lie on both sides of its split, "
+    "and its TDEs probably stem from those of many_tde_ztf.",
+    "spcc repeats 45 non-Ia templates on both sides of the split.",
+    "varstars has one band of about 550 nm or unnamed; here it counts as ztf-g for half of the stars and as ztf-r "
+    "for the others.",
+    "The thresholds rest on few real objects, and for lsst partly on simulations: expect fewer right answers than "
+    "the card's accuracy on real alerts.",
+    "Probabilities assume the training prior; for another mix of classes divide by it and multiply by yours.",
+)
+
+
+def release(params: Params, shape: Shape, data: TrainingSet, folder: Path) -> None:
+    """Calibrates, exports and measures; writes the three files of a model folder named name-version or name."""
+    folder.mkdir(parents=True, exist_ok=True)
+    _write(folder, params, shape, data, 1.0, [], [])
+    first = model.load(folder)
+    divisor = evaluate.temperature(first, data, CALIBRATION)
+    print(f"temperature {divisor:.3f}", flush=True)
+    _write(folder, params, shape, data, divisor, [], [])
+    calibrated = model.load(folder)
+    scores = list(evaluate.figures(calibrated, data))
+    thresholds = list(evaluate.evidence(calibrated, data, CALIBRATION, TEST))
+    for score in scores:
+        print(score, flush=True)
+    for threshold in thresholds:
+        print(threshold, flush=True)
+    size = _write(folder, params, shape, data, divisor, scores, thresholds)
+    write_golden(model.load(folder), data, folder / "golden.npz")
+    print(f"{size} bytes", flush=True)
+
+
+def _write(
+    folder: Path,
+    params: Params,
+    shape: Shape,
+    data: TrainingSet,
+    divisor: float,
+    scores: list[Figure],
+    thresholds: list[Evidence],
+) -> int:
+    path = folder / model.MODEL_FILE
+    size = export.write(export.graph(params, shape, [WAVELENGTH_NM[b] for b in BANDS], divisor), path)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    lines = card_lines(folder.name, digest, data, divisor, scores, thresholds)
+    (folder / model.CARD_FILE).write_text("\n".join(lines) + "\n")
+    return size
+
+
+def card_lines(
+    name: str, digest: str, data: TrainingSet, divisor: float, scores: list[Figure], thresholds: list[Evidence]
+) -> Iterator[str]:
+    """The card as lines of TOML. Without thresholds (not yet measured) every verdict passes."""
+    head = {"name": name, "version": "1", "sha256": digest, "rules_version": lightcurve.RULES_VERSION}
+    head |= {"max_points": MAX_POINTS, "min_points": MIN_POINTS, "temperature": round(divisor, 4)}
+    yield "# Model card, written by models.training.release. Figures are of held-out objects only."
+    yield from (f"{key} = {_toml(value)}" for key, value in head.items())
+    yield f"weaknesses = {_toml(list(WEAKNESSES))}"
+    weight = augment.class_weights(data)
+    for i, c in enumerate(CLASSES):
+        prior = float(weight[data.about.label == i].sum())
+        yield from _table("classes", {"name": c, "taxonomy_id": TAXONOMY_IDS[c], "prior": round(prior, 4)})
+    for band in BANDS:
+        yield from _table("bands", {"name": band, "wavelength_nm": WAVELENGTH_NM[band]})
+    for e in thresholds or [Evidence(s, 1, 0.0, 0, np.nan, np.nan, 0) for s in ("ztf", "lsst")]:
+        row: dict[str, Any] = {"survey": e.survey, "min_detections": e.min_detections, "probability": e.probability}
+        row |= {"n_calibration": e.n_calibration, "test_accuracy": e.accuracy, "test_answered": e.answered}
+        yield from _table("not_enough_evidence", row | {"n_test": e.n_test})
+    for source, i in zip(SETS, range(len(SETS)), strict=True):
+        of_set = (data.about.origin == i) & (data.split == TRAIN)
+        labelled = int((of_set & (data.about.label != UNLABELLED)).sum())
+        row = {"name": source.name, "licence": source.licence, "n_labelled": labelled}
+        yield from _table("training_data", row | {"n_unlabelled": int(of_set.sum()) - labelled})
+    for f in scores:
+        row = {"set": f.name, "n_detections": f.n_detections or "all", "n_objects": f.n_objects}
+        keys = ("macro_f1", "low", "high", "within", "recall", "chance")
+        yield from _table("figures", row | {k: getattr(f, k) for k in keys if np.isfinite(getattr(f, k))})
+
+
+def _table(key: str, row: Mapping[str, Any]) -> Iterator[str]:
+    yield ""
+    yield f"[[{key}]]"
+    yield from (f"{k} = {_toml(v)}" for k, v in row.items() if not (isinstance(v, float) and np.isnan(v)))
+
+
+def _toml(value: Any) -> str:
+    """TOML of strings, numbers and lists; JSON's spelling is the same for them."""
+    if isinstance(value, list):
+        return "[\n" + "".join(f"  {_toml(v)},\n" for v in value) + "]"
+    return repr(round(value, 4)) if isinstance(value, float) else json.dumps(value)
+
+
+def write_golden(released: model.Model, data: TrainingSet, path: Path) -> None:
+    """Light curves of permissively licensed test objects with the probabilities of the released file."""
+    rng = np.random.default_rng(0)
+    parts = []
+    for k in evaluate.CUTS:
+        p = evaluate.packets(data, TEST, k)
+        rows = np.flatnonzero(np.isin(p.origin, [SET_NAMES.index(s) for s in GOLDEN_SETS]))
+        parts.append(p.curves.take(np.sort(rng.permutation(rows)[: N_GOLDEN // len(evaluate.CUTS)])))
+    curves = LightCurves.concatenate(parts)
+    columns = {name: getattr(curves, name) for name in LightCurves.__dataclass_fields__}
+    np.savez_compressed(path, allow_pickle=False, **columns, probabilities=released.predict(curves))
+
+
+def readme_table(folder: Path) -> Iterator[str]:
+    """Markdown table of a model's figures, from its card."""
+    card = tomllib.loads((folder / model.CARD_FILE).read_text())
+    size = (folder / model.MODEL_FILE).stat().st_size
+    yield f"## {card['name']}, version {card['version']}"
+    yield ""
+    yield f"{size:,} bytes, {len(card['classes'])} classes: {', '.join(c['name'] for c in card['classes'])}."
+    yield ""
+    yield "| held-out set | objects | 1 detection | 3 | 10 | all | chance (all) |"
+    yield "|---|---|---|---|---|---|---|"
+    for name in dict.fromkeys(f["set"] for f in card["figures"]):
+        cells = {f["n_detections"]: f for f in card["figures"] if f["set"] == name}
+        shown = [_cell(cells.get(k)) for k in (1, 3, 10, "all")]
+        last = cells["all"]
+        yield f"| {name} | {last['n_objects']} | {' | '.join(shown)} | {last['chance']:.2f} |"
+    yield ""
+    yield "| survey | detections | least probability | right of the answered | answered | test packets |"
+    yield "|---|---|---|---|---|---|"
+    for e in card["not_enough_evidence"]:
+        right = f"{e['test_accuracy']:.2f}" if "test_accuracy" in e else "-"
+        worth = f"{right} | {e.get('test_answered', 0):.2f} | {e['n_test']}"
+        yield f"| {e['survey']} | from {e['min_detections']} | {e['probability']:.3f} | {worth} |"
+
+
+def _cell(figure: Mapping[str, Any] | None) -> str:
+    if figure is None:
+        return "-"
+    if "recall" in figure:
+        return f"recall {figure['recall']:.2f}"
+    return f"{figure['macro_f1']:.2f} [{figure['low']:.2f}, {figure['high']:.2f}]"
+
+
+README = """# Released models
+
+One folder per model: `model.onnx` (all preprocessing inside), `card.toml` (what it needs and promises), `golden.npz`
+(light curves of permissively licensed simulations with the probabilities they must give). This page is generated
+from the cards by `python -m models.training.release models`.
+
+Score: macro-F1 with all classes of the model as possible answers, [95 % interval over objects]; recall for sets of
+one class. The newest point of each packet is its n-th detection; histories reach back 30 days (ztf sets) or 12
+months. Chance: the same answers given to the wrong objects; for recall, how often the other sets get that class.
+"""
+
+
+def main() -> None:
+    """Writes README.md in the folder of models given on the command line."""
+    folder = Path(sys.argv[1])
+    lines = [README.rstrip("\n")]
+    for card in sorted(folder.glob(f"*/{model.CARD_FILE}")):
+        lines += ["", *readme_table(card.parent)]
+    (folder / "README.md").write_text("\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -208,9 +208,7 @@ class Source(_Table):
     def _of_this_survey(self) -> Self:
         for key, survey in (("zero_point", "elasticc"), ("programids", "ztf")):
             if key in self.model_fields_set and self.survey != survey:
-                raise ValueError(
-                    f"has {key}, which belongs to survey = '{survey}' only; this source is '{self.survey}'"
-                )
+                raise ValueError(f"has {key}, which belongs to survey = '{survey}'; this one is '{self.survey}'")
         return self
 
 
@@ -376,9 +374,7 @@ def _login(config: Config) -> tuple[str, str] | None:
     for name in variables:
         value = os.environ.get(str(name), "")
         if not value:
-            raise ConfigError(
-                f"config {config.file}: the environment variable {name}, named in [kafka], is not set; export it"
-            )
+            raise ConfigError(f"config {config.file}: [kafka] names the environment variable {name}; it is not set")
         values.append(value)
     return values[0], values[1]
 
@@ -397,6 +393,4 @@ def _show(value: object) -> str:
         return ", ".join(map(str, value))
     if isinstance(value, Mapping):
         return ", ".join(f"{key}={MASK if is_secret(key) else item}" for key, item in value.items()) or "(none)"
-    if isinstance(value, bool):
-        return str(value).lower()
-    return value.isoformat() if isinstance(value, datetime) else str(value)
+    return str(value).lower() if isinstance(value, bool) else str(value)

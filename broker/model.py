@@ -31,8 +31,9 @@ INPUTS = {
     "detected": "tensor(bool)",
 }
 OUTPUT = "probabilities"
-# Padded lengths. Cost is linear in the length, so finer steps save more than the extra calls cost.
-LENGTHS = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256)
+# Padded lengths. Multiples of 16: with others some elements of a tensor fall behind its last full vector register,
+# take the scalar path of a logarithm, and a result changes its last bit with the batch it came in.
+LENGTHS = (16, 32, 48, 64, 96, 128, 192, 256)
 MIN_ROWS, MAX_ROWS = 2, 64
 POINTS_PER_CALL = 2048  # 64 rows of 32 points, 32 of 64: larger calls leave the cache and cost more per curve
 
@@ -102,8 +103,7 @@ class Model:
         curves = self._readable(light_curves)
         counts = curves.counts
         found = np.full((len(curves), len(self.card.classes)), np.nan, np.float32)
-        lengths = np.array([*(x for x in LENGTHS if x < self.card.max_points), self.card.max_points])
-        length = lengths[np.searchsorted(lengths, counts)]
+        length = np.array(LENGTHS)[np.searchsorted(LENGTHS, counts)]
         length[counts == 0] = 0
         for padded in np.unique(length[length > 0]).tolist():
             rows = np.flatnonzero(length == padded)
@@ -202,7 +202,11 @@ def read_card(path: Path) -> Card:
         version=_value(path, content, "version", str),
         sha256=_value(path, content, "sha256", str),
         classes=tuple(
-            ClassName(_value(path, c, "name", str), _value(path, c, "taxonomy_id", int), _value(path, c, "prior", float))
+            ClassName(
+                _value(path, c, "name", str),
+                _value(path, c, "taxonomy_id", int),
+                _value(path, c, "prior", float),
+            )
             for c in _tables(path, content, "classes")
         ),
         bands=tuple(_value(path, b, "name", str) for b in _tables(path, content, "bands")),
@@ -231,15 +235,18 @@ def _check(path: Path, card: Card) -> None:
             f"{path}: trained with light-curve rules {card.rules_version}, this broker has {RULES_VERSION}; "
             "use a model of the same rules"
         )
-    if not 1 <= card.min_points <= card.max_points:
-        raise ModelError(f"{path}: min_points {card.min_points} must be 1 to max_points {card.max_points}")
+    if not 1 <= card.min_points <= card.max_points or card.max_points not in LENGTHS:
+        sizes = ", ".join(map(str, LENGTHS))
+        limits = f"min_points {card.min_points}, max_points {card.max_points}"
+        raise ModelError(f"{path}: {limits}; need 1 <= min_points <= max_points, and max_points one of {sizes}")
 
 
 def _read(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise ModelError(f"{path}: can't be read ({error.strerror}); a model folder holds it beside the other") from error
+        needs = f"{MODEL_FILE} and {CARD_FILE}"
+        raise ModelError(f"{path}: can't be read ({error.strerror}); a model folder holds {needs}") from error
 
 
 def _tables(path: Path, table: Mapping[str, Any], key: str) -> list[dict[str, Any]]:

@@ -169,7 +169,7 @@ def _cut_baseline(draw: Draw, days: NDArray[np.float64]) -> Draw:
 
 
 def batch_of(draw: Draw, length: int, rng: np.random.Generator) -> Batch:
-    """Left-aligned batch of at most `length` points; longer rows lose random ones, never the first detection or newest."""
+    """Left-aligned, at most `length` points; longer rows lose random ones, never the first detection or the newest."""
     keep = draw.keep
     excess = keep.sum(1) > length
     if excess.any():

@@ -139,7 +139,8 @@ def split(about: Metadata) -> NDArray[np.int8]:
     order = np.lexsort((about.name, groups))
     _, first = np.unique(groups[order], return_index=True)
     draw = np.array([_uniform(str(name)) for name in about.name[order][first]])
-    side = np.where(draw < TEST_FRACTION, TEST, np.where(draw < TEST_FRACTION + CALIBRATION_FRACTION, CALIBRATION, TRAIN))
+    rest = np.where(draw < TEST_FRACTION + CALIBRATION_FRACTION, CALIBRATION, TRAIN)
+    side = np.where(draw < TEST_FRACTION, TEST, rest)
     return side[np.unique(groups, return_inverse=True)[1]].astype(np.int8)
 
 
@@ -201,7 +202,7 @@ def _labels(meta: pd.DataFrame, source: LabelledSet, prefix: str) -> NDArray[np.
 
 def _metadata(meta: pd.DataFrame, label: NDArray[np.int8], source: LabelledSet, prefix: str) -> Metadata:
     own = meta["object_id"].astype(str)
-    iau = meta["iau_name"] if "iau_name" in meta else own
+    iau = meta.get("iau_name", own)
     names = [sky_name(str(i if isinstance(i, str) and i else o)) for i, o in zip(iau, own, strict=True)]
     if not re.search("yse|ztf|tde|real", source.name):
         names = [f"{source.name}:{name}" for name in names]  # numbers of a simulation mean nothing elsewhere
@@ -229,7 +230,7 @@ def _bands(table: pd.DataFrame, row: NDArray[np.integer], source: LabelledSet) -
         # one band at about 550 nm or none named: ztf-g for half of the stars, ztf-r for the others
         return np.where(row % 2 == 0, codes["ztf-g"], codes["ztf-r"]).astype(np.int8)
     system: _Systems = (lambda _: source.bands) if source.bands != "instrument" else _system_of
-    survey = table["instrument"] if "instrument" in table else letters
+    survey = table.get("instrument", letters)
     pair = {p: codes.get(f"{system(p[0])}-{p[1]}", -1) for p in set(zip(survey, letters, strict=True))}
     return np.array([pair[p] for p in zip(survey, letters, strict=True)], np.int8)
 

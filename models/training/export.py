@@ -111,6 +111,9 @@ def _features(g: Graph, p: dict[str, str], mask: str, wavelength_nm: Sequence[fl
     newest = g.add("ReduceMax", newest, axis, keepdims=1)
     previous = g.add("Concat", g.slice(days, 0, 1, 1), g.slice(days, 0, -1, 1), axis=1)
     log_error = g.add("Mul", g.add("Log", g.add("Div", error, scale)), ln10)
+    # Log of (batch, 1) would differ in the last bit between a vector register and its remainder, and so by batch size;
+    # of (batch, points) it does not where points is a multiple of 16
+    wide_scale = g.add("Where", p["valid"], scale, one)
 
     def asinh(x: str, inner: float, outer: float) -> str:
         inside = x if inner == 1 else g.add("Mul", x, g.const(inner))
@@ -123,7 +126,7 @@ def _features(g: Graph, p: dict[str, str], mask: str, wavelength_nm: Sequence[fl
         asinh(days, 0.1, 0.5),
         asinh(g.add("Sub", newest, days), 0.1, 0.5),
         asinh(g.add("Sub", days, previous), 1, 1 / 3),
-        g.add("Mul", mask, g.add("Sub", g.add("Mul", g.add("Log", scale), ln10), g.const(4))),
+        g.add("Sub", g.add("Mul", g.add("Log", wide_scale), ln10), g.const(4)),
         g.add("Cast", p["detected"], to=TensorProto.FLOAT),
     ]
     last = g.ints(2)
@@ -133,13 +136,13 @@ def _features(g: Graph, p: dict[str, str], mask: str, wavelength_nm: Sequence[fl
     basis = np.asarray(network.band_basis(np.asarray(wavelength_nm, np.float32)))
     basis = np.concatenate([basis, np.zeros_like(basis[:1])])
     band = g.add("Gather", g.const(basis), p["band"])
-    return g.add("Concat", *columns, g.add("Sin", phase), g.add("Cos", phase), band, axis=2)
+    features = g.add("Concat", *columns, g.add("Sin", phase), g.add("Cos", phase), band, axis=2)
+    return g.add("Mul", features, g.add("Unsqueeze", mask, last))
 
 
 def _tokens(g: Graph, params: Params, features: str, mask3: str) -> str:
     """Stem, convolution over neighbours in time (as shift, concatenate, multiply) and norm."""
-    x = g.add("Mul", features, mask3)
-    h = g.add("Mul", g.add("Relu", g.linear(x, params["stem"])), mask3)
+    h = g.add("Mul", g.add("Relu", g.linear(features, params["stem"])), mask3)
     edge = g.add("Mul", g.slice(h, 0, 1, 1), g.const(0))
     before = g.add("Concat", edge, g.slice(h, 0, -1, 1), axis=1)
     after = g.add("Concat", g.slice(h, 1, 1 << 40, 1), edge, axis=1)

@@ -17,7 +17,15 @@ from broker import lightcurve, model
 from broker.lightcurve import BANDS, WAVELENGTH_NM, LightCurves
 from models.training import augment, evaluate, export
 from models.training.dataset import (
-    CALIBRATION, CLASSES, SET_NAMES, SETS, TAXONOMY_IDS, TEST, TRAIN, UNLABELLED, TrainingSet,
+    CALIBRATION,
+    CLASSES,
+    SET_NAMES,
+    SETS,
+    TAXONOMY_IDS,
+    TEST,
+    TRAIN,
+    UNLABELLED,
+    TrainingSet,
 )  # fmt: skip
 from models.training.evaluate import Evidence, Figure
 from models.training.network import Params, Shape

@@ -59,11 +59,12 @@ def task(assignment: Assignment) -> Callable[[Iterable[pa.RecordBatch]], Iterato
 
     def run(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         context = TaskContext.get()
-        batch_id = context.getLocalProperty("streaming.sql.batchId") if context else None
+        assert context is not None  # mapInArrow runs inside a task
         tally = Tally(
             assignment.source,
-            -1 if batch_id is None else int(batch_id),
-            context.partitionId() if context else 0,
+            context.getLocalProperty("sql.streaming.queryId") or "",
+            int(context.getLocalProperty("streaming.sql.batchId") or -1),  # absent in a batch job
+            context.partitionId(),
             assignment.passport.model,
         )
         for batch in batches:
@@ -147,15 +148,13 @@ def _verdicts(
     summary = summarise(curves)
     used = thin(curves, model.card.max_points)
     probabilities = model.predict(used)
-    evident = model.card.evident(survey.name, probabilities, summary.n_detections)
+    evident = probabilities.max(axis=1) >= model.card.threshold(survey.name, summary.n_detections)
     min_points = model.card.min_points
     reason = judge(gathered, survey, assignment.settings, counts, summary, min_points, evident)
     where = pa.array(index)
     coordinates = Coordinates(*(batch.column(c).take(where) for c in ("topic", "partition", "offset", "timestamp")))
     labels = pa.array([schemas[row] for row in index], pa.string())
-    return Verdicts(
-        survey, coordinates, labels, gathered, used, counts, used.counts, summary, probabilities, reason
-    )
+    return Verdicts(survey, coordinates, labels, gathered, used, counts, used.counts, summary, probabilities, reason)
 
 
 def _classifications(

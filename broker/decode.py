@@ -60,7 +60,9 @@ class _Pruner:
                 continue
             if any(path == here or path.startswith(f"{here}.") for path in self.survey.essential):
                 raise SchemaError(f"schema {name!r} has no field {here}: not an alert of {self.survey.name}")
-            out.append({"name": field, "type": ["null", _absent(wanted, f"absent_{here.replace('.', '_')}")], "default": None})
+            out.append(
+                {"name": field, "type": ["null", _absent(wanted, f"absent_{here.replace('.', '_')}")], "default": None}
+            )
         return {"type": "record", "name": name, "fields": out}
 
     def type_of(self, found: object, wanted: object, path: str, namespace: str) -> object:
@@ -189,7 +191,11 @@ def _end(body: Column) -> Column:
 def _ended(alert: Schema, reader: bool) -> Schema:
     """Record of an alert and the known last bytes."""
     end = {"type": "fixed", "name": "End", "size": len(END)}
-    return {"type": "record", "name": "Ended", "fields": [{"name": "alert", "type": alert}, {"name": "end", "type": end}]}
+    return {
+        "type": "record",
+        "name": "Ended",
+        "fields": [{"name": "alert", "type": alert}, {"name": "end", "type": end}],
+    }
 
 
 def _container(alert: Schema, reader: bool) -> Schema:

@@ -59,7 +59,7 @@ class Columns:
 
     def number(self, path: str, null: float = np.nan) -> Floats:
         """As float64, null filled."""
-        return self.array(path).cast(pa.float64()).fill_null(null).to_numpy(zero_copy_only=False)
+        return self.array(path).cast(pa.float64(), safe=False).fill_null(null).to_numpy(zero_copy_only=False)
 
     def integer(self, path: str, null: int = -1) -> Integers:
         """As int64, null filled."""

@@ -42,13 +42,19 @@ class Writer:
 def writers(survey: str) -> tuple[Writer, ...]:
     """Packaged writer schemas of a survey, oldest first. Raises SchemaError where the package lacks them."""
     folder = resources.files("broker.schemas") / survey
-    texts = {entry.name.removesuffix(".avsc"): entry.read_text() for entry in folder.iterdir() if entry.name.endswith(".avsc")}
+    texts = {
+        entry.name.removesuffix(".avsc"): entry.read_text()
+        for entry in folder.iterdir()
+        if entry.name.endswith(".avsc")
+    }
     if not texts:
         raise SchemaError(f"survey {survey!r}: the package holds no writer schema; reinstall t2-broker")
     if survey == "lsst":
         return tuple(Writer(label, texts[label], int(label)) for label in sorted(texts, key=int))
     headers = _headers(survey)
-    return tuple(Writer(f"{survey}-{name}", texts[name], None, headers.get(name, ())) for name in sorted(texts, key=_newest_last))
+    return tuple(
+        Writer(f"{survey}-{name}", texts[name], None, headers.get(name, ())) for name in sorted(texts, key=_newest_last)
+    )
 
 
 def _newest_last(name: str) -> tuple[bool, str]:

@@ -116,7 +116,8 @@ def judge(
 def points_hashes(curves: LightCurves) -> list[str]:
     """Hash of the points of each curve, 16 hex digits: equal exactly when times, bands, fluxes and errors are."""
     columns = np.empty(
-        len(curves.mjd_tai), [("mjd_tai", "<f8"), ("flux", "<f4"), ("flux_err", "<f4"), ("band", "i1"), ("detected", "?")]
+        len(curves.mjd_tai),
+        [("mjd_tai", "<f8"), ("flux", "<f4"), ("flux_err", "<f4"), ("band", "i1"), ("detected", "?")],
     )
     for name in columns.dtype.names or ():
         columns[name] = getattr(curves, name)

@@ -7,9 +7,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 HEADERS_TYPE = pa.list_(pa.struct([("key", pa.string()), ("value", pa.binary())]))
-ROWS = pa.schema(
-    [("topic", pa.string()), ("key", pa.binary()), ("value", pa.binary()), ("headers", HEADERS_TYPE)]
-)
+ROWS = pa.schema([("topic", pa.string()), ("key", pa.binary()), ("value", pa.binary()), ("headers", HEADERS_TYPE)])
 ROWS_DDL = "topic string, key binary, value binary, headers array<struct<key: string, value: binary>>"
 Headers = list[tuple[str, bytes | None]]
 

@@ -123,7 +123,11 @@ def _columns(verdicts: Verdicts) -> dict[str, list[object]]:
     with np.errstate(all="ignore"):
         snr = g.flux / g.flux_err
     return {
-        **{name: column.to_pylist() for name, column in g.columns.items() if name not in ("is_negative", "first_mjd_tai")},
+        **{
+            name: column.to_pylist()
+            for name, column in g.columns.items()
+            if name not in ("is_negative", "first_mjd_tai")
+        },
         "is_negative": is_negative.to_pylist(),
         "mjd_tai": _finite(g.mjd_tai),
         "band": [BANDS[code] if code >= 0 else None for code in g.band],
@@ -162,7 +166,9 @@ def _answers(verdicts: Verdicts, card: Card) -> dict[str, list[object]]:
         answers["class_name"].append(names[best] if ran else None)
         answers["probability"].append(row[best] if ran else None)
         answers["classifications"].append(
-            [{"classId": i, "className": n, "probability": p} for i, n, p in zip(ids, names, row, strict=True)] if ran else []
+            [{"classId": i, "className": n, "probability": p} for i, n, p in zip(ids, names, row, strict=True)]
+            if ran
+            else []
         )
     return answers
 
@@ -174,6 +180,7 @@ def _finite(values: np.ndarray[tuple[int], np.dtype[np.floating]]) -> list[objec
     return [v if k else None for v, k in zip(values.tolist(), ok.tolist(), strict=True)]
 
 
-def _nullable(values: np.ndarray[tuple[int], np.dtype[np.bool_]], null: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> pa.Array:
+def _nullable(
+    values: np.ndarray[tuple[int], np.dtype[np.bool_]], null: np.ndarray[tuple[int], np.dtype[np.bool_]]
+) -> pa.Array:
     return pa.array(values, pa.bool_(), mask=null)
-

@@ -1,0 +1,107 @@
+"""The job on one screen: sources -> wire -> decode -> lightcurve -> model -> classify -> outlets.
+
+Live, replay and batch are this one composition over another source of frames.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+from pyspark.sql import Column, DataFrame
+from pyspark.sql import functions as F
+
+from broker import __version__, registry, surveys
+from broker import model as models
+from broker.classify import Assignment, task
+from broker.config import Config, Policy, Source
+from broker.decode import decode, implausible
+from broker.ledger import Gap
+from broker.lightcurve import RULES_VERSION
+from broker.outlets import ROWS_DDL, Passport
+from broker.surveys import Survey
+
+
+def build(frames: DataFrame, survey: Survey, assignment: Assignment, alone: Iterable[Gap] = ()) -> DataFrame:
+    """Finished rows (topic, key, value, headers) for frames (sources.FRAME_COLUMNS): one Python node, one sink.
+
+    alone: alerts to be answered one by one, each in a process of its own, since their batch killed its worker twice.
+    Bytes, key and headers cross to Python only where the JVM has no sound alert: all others are done with them.
+    """
+    decoded = decode(frames, survey, registry.writers(survey.name)).withColumn("alone", _within(alone))
+    needs_bytes = F.col("alert").isNull() | F.col("alone") | implausible(survey)
+    hop = decoded.select(
+        "alert",
+        "schema",
+        F.when(needs_bytes, F.col("value")).alias("raw"),
+        F.when(needs_bytes, F.col("key")).alias("key"),
+        F.when(needs_bytes, F.col("headers")).alias("headers"),
+        "topic",
+        "partition",
+        "offset",
+        "timestamp",
+        "alone",
+    )
+    return hop.mapInArrow(task(assignment), ROWS_DDL)
+
+
+def assign(config: Config, source: Source, limits: dict[str, int]) -> Assignment:
+    """What the tasks of a source must know. limits: largest message of each output topic, bytes."""
+    output = config.output
+    return assignment(
+        source.name,
+        source.survey,
+        models.find(config.model.name),
+        config.policy,
+        source.zero_point,
+        source.programids,
+        output.topics,
+        source.max_alert_bytes,
+        limits[output.dead_letters],
+    )
+
+
+def assignment(
+    name: str,
+    survey: str,
+    folder: Path,
+    policy: Policy,
+    zero_point: float,
+    programids: tuple[int, ...],
+    topics: tuple[str, str, str],
+    max_alert_bytes: int,
+    max_dead_letter_bytes: int,
+) -> Assignment:
+    """An assignment from plain values. Loads the model once here, so that a wrong folder stops the job at its start."""
+    card = models.load(folder).card
+    settings = policy.model_dump() | {"zero_point": zero_point, "programids": programids}
+    passport = Passport(
+        card.name, card.version, card.sha256, RULES_VERSION, json.dumps(settings, sort_keys=True), __version__
+    )
+    classifications, dead_letters, ledger = topics
+    return Assignment(
+        source=name,
+        survey=survey,
+        model=folder.absolute(),
+        settings=settings,
+        passport=passport,
+        classifications=classifications,
+        dead_letters=dead_letters,
+        ledger=ledger,
+        max_alert_bytes=max_alert_bytes,
+        max_dead_letter_bytes=max_dead_letter_bytes,
+    )
+
+
+def survey_of(source: Source) -> Survey:
+    """The survey's table for a source."""
+    return surveys.find(source.survey)
+
+
+def _within(gaps: Iterable[Gap]) -> Column:
+    inside = F.lit(False)
+    for gap in gaps:
+        same = (F.col("topic") == gap.topic) & (F.col("partition") == gap.partition)
+        inside = inside | (same & F.col("offset").between(gap.first, gap.last))
+    return inside

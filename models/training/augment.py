@@ -58,7 +58,8 @@ def class_weights(data: TrainingSet, power: float = 0.5) -> NDArray[np.float64]:
         of_set = (data.about.origin == i) & (weight > 0)
         if of_set.any():
             weight[of_set] *= source.weight / weight[of_set].sum()
-    return weight / weight.sum()
+    weight /= weight.sum()
+    return weight
 
 
 class Sampler:
@@ -139,9 +140,7 @@ class Sampler:
         flux = draw.flux * c + draw.flux_err * noise
         detected = draw.keep & (np.abs(flux) >= DETECTION_SNR * draw.flux_err)
         same = (c == 1) | ~detected.any(1, keepdims=True)
-        return replace(
-            draw, flux=np.where(same, draw.flux, flux), detected=np.where(same, draw.detected, detected)
-        )
+        return replace(draw, flux=np.where(same, draw.flux, flux), detected=np.where(same, draw.detected, detected))
 
     def _noisy_trigger(self, draw: Draw) -> Draw:
         rng, n = self.rng, len(draw.mjd)

@@ -14,9 +14,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy.sparse import coo_matrix
-from scipy.sparse.csgraph import connected_components
-from scipy.spatial import cKDTree
 
 from broker.lightcurve import BANDS, LightCurves, Points, merge
 
@@ -118,19 +115,31 @@ def sky_name(name: str) -> str:
 
 def group(about: Metadata) -> NDArray[np.int64]:
     """Number of the group of each object: connected by name, or by lying within 2 arcsec of each other."""
-    n = len(about.name)
-    _, by_name = np.unique(about.name, return_inverse=True)
-    located = np.flatnonzero(np.isfinite(about.ra) & np.isfinite(about.dec))
-    ra, dec = np.radians(about.ra[located]), np.radians(about.dec[located])
-    on_sphere = np.stack([np.cos(dec) * np.cos(ra), np.cos(dec) * np.sin(ra), np.sin(dec)], 1)
-    chord = 2 * np.sin(np.radians(SAME_SKY_ARCSEC / 3600) / 2)
-    pairs = located[cKDTree(on_sphere).query_pairs(chord, output_type="ndarray")] if len(located) else np.empty((0, 2))
-    # names are nodes of their own behind the objects
-    a = np.concatenate([np.arange(n), pairs[:, 0]]).astype(np.int64)
-    b = np.concatenate([n + by_name, pairs[:, 1]]).astype(np.int64)
-    size = n + int(by_name.max(initial=-1)) + 1
-    _, component = connected_components(coo_matrix((np.ones(len(a), np.int8), (a, b)), shape=(size, size)), False)
-    return np.asarray(component[:n], np.int64)
+    _, first, by_name = np.unique(about.name, return_index=True, return_inverse=True)
+    pairs = np.concatenate([neighbours(about.ra, about.dec), np.stack([np.arange(len(by_name)), first[by_name]], 1)])
+    label = np.arange(len(by_name))
+    while True:  # each round every object takes the smallest number among its neighbours
+        known = label.copy()
+        np.minimum.at(label, pairs[:, 0], known[pairs[:, 1]])
+        np.minimum.at(label, pairs[:, 1], known[pairs[:, 0]])
+        if (label == known).all():
+            return label
+
+
+def neighbours(ra: NDArray[np.float64], dec: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Pairs (k, 2) of objects within 2 arcsec; ra and dec in degrees, NaN has no neighbour."""
+    located = np.flatnonzero(np.isfinite(ra) & np.isfinite(dec))
+    located = located[np.argsort(dec[located], kind="stable")]
+    a, d = np.radians(ra[located]), np.radians(dec[located])
+    on_sphere = np.stack([np.cos(d) * np.cos(a), np.cos(d) * np.sin(a), np.sin(d)], 1)
+    limit = np.radians(SAME_SKY_ARCSEC / 3600)
+    found = [np.empty((0, 2), np.int64)]
+    for step in range(1, len(located)):  # ends at the most objects that share a strip of 2 arcsec in declination
+        if not (d[step:] - d[:-step] <= limit).any():
+            break
+        near = np.flatnonzero(np.linalg.norm(on_sphere[step:] - on_sphere[:-step], axis=1) <= limit)
+        found.append(np.stack([located[near], located[near + step]], 1))
+    return np.concatenate(found)
 
 
 def split(about: Metadata) -> NDArray[np.int8]:

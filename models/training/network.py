@@ -146,9 +146,7 @@ def encode(params: Params, tokens: Any, valid: Any, n_heads: int = 4) -> Any:
     mask = valid[..., None]
     h = jax.nn.relu(linear(tokens, params["stem"])) * mask
     edge = jnp.zeros_like(h[:, :1])
-    window = jnp.concatenate(
-        [jnp.concatenate([edge, h[:, :-1]], 1), h, jnp.concatenate([h[:, 1:], edge], 1)], -1
-    )
+    window = jnp.concatenate([jnp.concatenate([edge, h[:, :-1]], 1), h, jnp.concatenate([h[:, 1:], edge], 1)], -1)
     h = h + jax.nn.relu(linear(window, params["conv"])) * mask
     h = layer_norm(h, params["norm"])
     score = linear(h, params["read"]) + (1 - mask) * MASKED

@@ -41,7 +41,7 @@ def class_loss(params: Params, batch: Batch, label: jax.Array) -> jax.Array:
     log_p = jax.nn.log_softmax(network.logits(params, batch))
     n_classes = log_p.shape[1]
     target = jax.nn.one_hot(label, n_classes) * (1 - SMOOTHING) + SMOOTHING / n_classes
-    return -(log_p * target).sum(1).mean()
+    return jnp.asarray(-(log_p * target).sum(1).mean())
 
 
 def masked_flux_loss(params: Params, batch: Batch, hidden: jax.Array) -> jax.Array:
@@ -54,7 +54,7 @@ def masked_flux_loss(params: Params, batch: Batch, hidden: jax.Array) -> jax.Arr
     miss = (jnp.clip(batch.flux / scale, -3, 6) - guess) / sigma
     huber = jnp.where(jnp.abs(miss) < 1.5, 0.5 * miss**2, 1.5 * jnp.abs(miss) - 1.125)
     weight = hidden * batch.valid * (scale > 1e-2)
-    return (huber * jnp.minimum(1, sigma / 0.1) * weight).sum() / (weight.sum() + 1)
+    return jnp.asarray((huber * jnp.minimum(1, sigma / 0.1) * weight).sum() / (weight.sum() + 1))
 
 
 def hidden_points(batch: Batch, rng: np.random.Generator) -> NDArray[np.float32]:

@@ -1,0 +1,198 @@
+"""The training chain on made-up light curves, from tables on disk to a released folder; and the split."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+# The training code is no part of the wheel. Appended, so that an installed `broker` still comes first.
+sys.path.append(str(Path(__file__).parent.parent))
+
+import jax
+
+from broker import model
+from broker.lightcurve import BANDS, WAVELENGTH_NM
+from models.training import augment, dataset, evaluate, export, network, release, train
+from models.training.dataset import CLASSES, SET_NAMES, SETS, Metadata
+
+N_OBJECTS = 60
+
+
+def write_set(folder: Path, source: dataset.LabelledSet, seed: int) -> None:
+    """A labelled set in the layout of the real ones: bumps whose width tells the class."""
+    rng = np.random.default_rng(seed)
+    folder.mkdir()
+    names = [f"{source.name}{i}" for i in range(N_OBJECTS)]
+    kinds = sorted(source.classes) or [source.only]
+    label = [kinds[i % len(kinds)] for i in range(N_OBJECTS)]
+    meta = pd.DataFrame(
+        {"object_id": names, "ra": rng.uniform(0, 360, N_OBJECTS), "dec": rng.uniform(-60, 60, N_OBJECTS)}
+    )
+    if source.label:
+        meta[source.label] = label
+    if source.name == "yse_dr1":
+        meta["spec_class"] = label
+    meta.to_parquet(folder / "metadata.parquet")
+    rows = []
+    for name, kind in zip(names, label, strict=True):
+        n = int(rng.integers(5, 60))
+        mjd = np.sort(rng.uniform(60000, 60200, n))
+        width = 10.0 + 15 * kinds.index(kind)
+        flux = 200 * np.exp(-0.5 * ((mjd - 60100) / width) ** 2) + rng.normal(0, 5, n)
+        table = {"object_id": name, "mjd": mjd, "passband": rng.choice(list("gr"), n), "flux": flux, "flux_err": 5.0}
+        rows.append(pd.DataFrame(table | {"instrument": "ztf"}))
+    pd.concat(rows).to_parquet(folder / "lightcurves.parquet")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> dataset.TrainingSet:
+    """All sets, made up and small."""
+    folder = tmp_path_factory.mktemp("datasets")
+    for i, source in enumerate(SETS):
+        write_set(folder / source.name, source, i)
+        for name in ("metadata", "lightcurves") if source.unlabelled else ():
+            written = pd.read_parquet(folder / source.name / f"{name}.parquet")
+            written.to_parquet(folder / source.name / f"unlabelled_{name}.parquet")
+    return dataset.load(folder)
+
+
+def test_load_reads_every_set_in_our_units(data: dataset.TrainingSet) -> None:
+    assert set(data.about.origin) == set(range(len(SETS)))
+    first = np.flatnonzero(data.about.origin == SET_NAMES.index("mallorn"))[0]
+    peak = np.abs(data.curves.take(np.array([first])).flux).max()
+    assert 1e4 < peak < 3e5  # 200 in uJy is 200,000 nJy
+    assert data.curves.detected.any()
+    assert (np.bincount(data.curves.rows[data.curves.detected], minlength=len(data)) > 0).all()
+
+
+def test_chain_from_tables_to_a_released_model(data: dataset.TrainingSet, tmp_path: Path) -> None:
+    params, shape = train.train(data, pretrain_steps=4, steps=30, size=16)
+    release.release(params, shape, data, tmp_path / "tiny-1")
+    loaded = model.load(tmp_path / "tiny-1")
+    assert [c.name for c in loaded.card.classes] == list(CLASSES)
+    assert abs(sum(c.prior for c in loaded.card.classes) - 1) < 1e-3
+    assert loaded.card.bands == BANDS
+    golden = np.load(tmp_path / "tiny-1" / "golden.npz")
+    assert len(golden["probabilities"]) == len(golden["offsets"]) - 1
+    table = "\n".join(release.readme_table(tmp_path / "tiny-1"))
+    assert "| spcc |" in table
+
+
+def test_onnx_gives_what_jax_gives(data: dataset.TrainingSet, tmp_path: Path) -> None:
+    """Random weights of trained size, every feature, rows of different length: to 1e-5."""
+    shape = network.Shape(len(CLASSES))
+    rng = np.random.default_rng(3)
+    noisy = jax.tree.map(lambda x: x + 0.1 * rng.standard_normal(x.shape).astype(np.float32), network.initial(1, shape))
+    release._write(tmp_path, noisy, shape, data, 1.7, [], [])
+    test = evaluate.packets(data, dataset.TEST, 0)
+    served = model.load(tmp_path).predict(test.curves)
+
+    curves = test.curves
+    column = np.arange(curves.counts.max())
+    valid = column < curves.counts[:, None]
+    at = np.where(valid, curves.offsets[:-1, None] + column, 0)
+    detected = curves.detected[at] & valid
+    batch = network.Batch(
+        network.relative_days(curves.mjd_tai[at], detected, valid),
+        curves.flux[at],
+        curves.flux_err[at],
+        augment.WAVELENGTHS[curves.band[at]],
+        detected.astype(np.float32),
+        valid.astype(np.float32),
+    )
+    trained = np.asarray(jax.nn.softmax(network.logits(noisy, batch) / 1.7))
+    assert np.abs(trained - served).max() < 1e-5
+
+
+def test_graph_stays_within_what_old_runtimes_read() -> None:
+    shape = network.Shape(len(CLASSES))
+    graph = export.graph(network.initial(0, shape), shape, [WAVELENGTH_NM[b] for b in BANDS])
+    assert graph.ir_version <= 10
+    assert [o.version for o in graph.opset_import] == [21]
+    assert graph.SerializeToString(deterministic=True) == graph.SerializeToString(deterministic=True)
+
+
+def test_training_is_repeatable(data: dataset.TrainingSet) -> None:
+    fresh = network.initial(0, network.Shape(len(CLASSES)))
+    first, again = (train.finetune(data, fresh, 2, size=4) for _ in range(2))
+    assert all((a == b).all() for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(again), strict=True))
+
+
+def test_batches_are_packets(data: dataset.TrainingSet) -> None:
+    """No point behind the newest detection, times relative to the first, only training objects."""
+    weight = augment.class_weights(data)
+    assert abs(weight.sum() - 1) < 1e-9
+    assert (weight[data.split != dataset.TRAIN] == 0).all()
+    sampler = augment.Sampler(data, weight, 0)
+    for batch, label in augment.batches(sampler, 64):
+        assert (label >= 0).all()
+        assert batch.days.shape[1] in augment.LENGTHS
+        valid, seen = batch.valid > 0, batch.detected > 0
+        assert valid.any(1).all()
+        assert all(np.isfinite(x).all() for x in batch)
+        newest = np.where(valid, batch.days, -np.inf).max(1)
+        last_seen = np.where(seen, batch.days, -np.inf).max(1)
+        assert (newest == last_seen)[seen.any(1)].all()
+
+
+def test_evaluation_packets_end_at_their_detection(data: dataset.TrainingSet) -> None:
+    three = evaluate.packets(data, dataset.TEST, 3, window_d=1e6)
+    assert (three.n_detections == 3).all()
+    assert three.curves.detected[three.curves.offsets[1:] - 1].all()
+    short = evaluate.packets(data, dataset.TEST, 0, window_d=30.0)
+    spans = [
+        np.ptp(short.curves.mjd_tai[a:b]) for a, b in zip(short.curves.offsets, short.curves.offsets[1:], strict=False)
+    ]
+    assert max(spans) <= 30
+
+
+def test_macro_f1_against_the_formula_by_hand() -> None:
+    truth_answer = np.array([[8.0, 2.0, 0.0], [1.0, 4.0, 0.0], [0.0, 0.0, 0.0]])
+    expected = (2 * 8 / (10 + 9) + 2 * 4 / (5 + 6)) / 2
+    assert abs(evaluate.macro_f1(truth_answer) - expected) < 1e-12
+
+
+def about(ra: list[float], dec: list[float], names: list[str]) -> Metadata:
+    n = len(names)
+    return Metadata(np.zeros(n, np.int8), np.array(names), np.array(ra), np.array(dec), np.zeros(n, np.int8))
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.integers(0, 2**32 - 1), st.integers(2, 120))
+def test_no_near_pair_and_no_name_straddles_the_split(seed: int, n: int) -> None:
+    """Dense made-up sky, also across RA 0 and near the pole: pairs within 2 arcsec lie on one side."""
+    rng = np.random.default_rng(seed)
+    step = 1.5 / 3600
+    dec = rng.choice([0.0, -30.0, 89.9995]) + rng.integers(0, 12, n) * step
+    ra = (rng.integers(-12, 12, n) * step) % 360
+    sky = about(ra.tolist(), dec.tolist(), [f"a{x}" for x in rng.integers(0, 2 * n, n)])
+    side, groups = dataset.split(sky), dataset.group(sky)
+    a, d = np.radians(ra), np.radians(dec)
+    xyz = np.stack([np.cos(d) * np.cos(a), np.cos(d) * np.sin(a), np.sin(d)], 1)
+    near = np.linalg.norm(xyz[:, None] - xyz[None], axis=2) <= np.radians(2 / 3600) * (1 - 1e-6)
+    same = near | (sky.name[:, None] == sky.name[None])
+    assert (side[:, None] == side[None])[same].all()
+    assert (groups[:, None] == groups[None])[same].all()
+
+
+def test_far_objects_of_other_names_are_not_grouped() -> None:
+    sky = about([10.0, 10.0, 10.0, np.nan], [0.0, 3 / 3600, 50.0, np.nan], ["a", "b", "c", "d"])
+    assert len(set(dataset.group(sky))) == 4
+
+
+def test_more_data_move_no_old_group() -> None:
+    old = about([1.0, 2.0, 3.0], [0.0, 0.0, 0.0], ["b", "c", "d"])
+    more = about([1.0, 2.0, 3.0, 4.0], [0.0, 0.0, 0.0, 0.0], ["b", "c", "d", "a"])
+    assert (dataset.split(more)[:3] == dataset.split(old)).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("SN2019abh", "2019abh"), ("AT 2018bsi", "2018bsi"), ("2019pmd", "2019pmd"), ("DES_1308957", "DES_1308957")],
+)
+def test_names_of_one_transient_agree(name: str, expected: str) -> None:
+    assert dataset.sky_name(name) == expected

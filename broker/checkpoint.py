@@ -53,6 +53,16 @@ def committed_spans(checkpoint: Path) -> Committed | None:
     return Committed(query_id(checkpoint), batch, spans(start, end), int(metadata["batchTimestampMs"]), later)
 
 
+def planned_spans(checkpoint: Path) -> tuple[int, list[Span]] | None:
+    """The batch that was planned and not committed, and its spans; None where there is none."""
+    planned, committed = _batches(checkpoint / "offsets"), _batches(checkpoint / "commits")
+    if not planned or (committed and committed[-1] >= planned[-1]):
+        return None
+    batch = planned[-1]
+    start = initial_offsets(checkpoint) if batch == 0 else _planned(checkpoint, batch - 1)[1]
+    return batch, spans(start, _planned(checkpoint, batch)[1])
+
+
 def query_id(checkpoint: Path) -> str:
     """Id of the query that owns the folder. Raises LedgerError if it has none."""
     path = checkpoint / "metadata"

@@ -21,6 +21,7 @@ ARROW_BATCH_ROWS = 256
 def start(name: str, master: str, driver_memory: str, extra: Mapping[str, str] | None = None) -> SparkSession:
     """A session with the connectors and the decoder's limits. Raises JavaError, UsageError."""
     java()
+    os.environ["PYTHONSAFEPATH"] = "1"  # a folder `broker` where the job was started must not stand in for the package
     os.environ.setdefault("PYSPARK_PYTHON", sys.executable)  # else workers take whatever python3 is first in PATH
     os.environ.setdefault("PYSPARK_DRIVER_PYTHON", sys.executable)
     extra = dict(extra or {})

@@ -1,0 +1,273 @@
+"""`broker run`: one streaming query per source, its books checked at every batch, until stopped.
+
+A batch over which a worker dies twice is run again alert by alert; every other failure stops the job.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import queue
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from pyspark.errors import StreamingQueryException
+from pyspark.sql import SparkSession
+from pyspark.sql.streaming import StreamingQuery, StreamingQueryListener
+
+from broker import checkpoint, job, session, sources
+from broker.config import Config, Source, kafka_options, spark_kafka_options
+from broker.errors import BrokerError, ConfigError
+from broker.ledger import Balance, Gap, Span, compare, log_line, spans
+from broker.ledger_topic import ROWS_KEPT_MS, LedgerTopic
+from broker.topics import check_topics, find_holes, require_topics, wait_for_kafka
+
+_log = logging.getLogger(__name__)
+
+DRAIN_S = 30.0
+POLL_S = 0.1
+# What Spark says when our function, or its worker, failed: the alerts of that batch are under suspicion.
+_WORKER_FAILED = ("Python worker exited unexpectedly", "PythonException", "Python worker failed to connect back")
+
+
+@dataclass
+class Stream:
+    """One source, its query and its books."""
+
+    source: Source
+    limits: dict[str, int]
+    query: StreamingQuery | None = None
+    alone: list[Gap] = field(default_factory=list)
+    failures: Counter[int] = field(default_factory=Counter)
+    checked: int = -1
+    counts: Counter[str] = field(default_factory=Counter)
+
+
+class _Progress(StreamingQueryListener):
+    """Hands progress events to the main thread: what this thread raises, Spark would swallow."""
+
+    def __init__(self, events: queue.Queue[tuple[str, dict[str, Any]]]) -> None:
+        self.events = events
+
+    def onQueryStarted(self, event: Any) -> None:  # noqa: N802  # Spark's name
+        pass
+
+    def onQueryProgress(self, event: Any) -> None:  # noqa: N802
+        self.events.put((str(event.progress.name), json.loads(event.progress.json)))
+
+    def onQueryIdle(self, event: Any) -> None:  # noqa: N802
+        pass
+
+    def onQueryTerminated(self, event: Any) -> None:  # noqa: N802
+        pass
+
+
+class Service:
+    """The streams of one config. once: end when what was there at the start is done."""
+
+    def __init__(self, config: Config, once: bool = False) -> None:
+        self.config, self.once = config, once
+        self.stopping = threading.Event()
+        self._events: queue.Queue[tuple[str, dict[str, Any]]] = queue.Queue()
+        self._kafka = kafka_options(config)
+        self._spark_kafka = spark_kafka_options(config)
+
+    def run(self) -> Counter[str]:
+        """Runs until stopped (or done); verdicts by "status/reason". Raises BrokerError where something failed."""
+        for source in self.config.sources:
+            _check_start(source)
+        wait_for_kafka(self._kafka, self.config.kafka.startup_timeout_s)
+        streams = self._streams()
+        with ExitStack() as stack:
+            spark = session.start(
+                "t2-broker", self.config.spark.master, self.config.spark.driver_memory, self.config.spark.extra
+            )
+            stack.callback(spark.stop)
+            stack.enter_context(_signals(self.stopping))
+            since = min((c.planned_at_ms for c in map(_committed, streams) if c), default=int(time.time() * 1000))
+            names = [stream.source.name for stream in streams]
+            ledger = stack.enter_context(LedgerTopic(self._kafka, self.config.output.ledger, names, since))
+            for stream in streams:
+                self._check_last(stream, ledger)
+            spark.streams.addListener(_Progress(self._events))
+            for stream in streams:
+                self._start(spark, stream)
+            _log.info("running: %s", ", ".join(f"{s.source.name} ({', '.join(s.source.topics)})" for s in streams))
+            self._watch(spark, streams, ledger)
+        return sum((stream.counts for stream in streams), Counter())
+
+    def _streams(self) -> list[Stream]:
+        """Topics checked, one stream per source."""
+        output = self.config.output
+        require_topics(self._kafka, [t for s in self.config.sources for t in s.topics])
+        limits = check_topics(
+            self._kafka,
+            output.topics,
+            create=output.create_topics,
+            partitions=output.partitions,
+            max_message_bytes=output.max_message_bytes,
+            kept_ms={output.ledger: ROWS_KEPT_MS},
+        )
+        return [Stream(source, limits) for source in self.config.sources]
+
+    def _start(self, spark: SparkSession, stream: Stream) -> None:
+        source = stream.source
+        start = source.start
+        frames = sources.kafka(spark, self._spark_kafka, source.topics, start, source.max_alerts_per_batch)
+        rows = job.build(frames, job.survey_of(source), job.assign(self.config, source, stream.limits), stream.alone)
+        writer = rows.writeStream.format("kafka").options(**self._spark_kafka, **_sink_options(stream.limits))
+        writer = writer.option("checkpointLocation", str(source.checkpoint)).queryName(source.name)
+        if self.once:
+            writer = writer.trigger(availableNow=True)
+        stream.query = writer.start()
+
+    def _watch(self, spark: SparkSession, streams: list[Stream], ledger: LedgerTopic) -> None:
+        """Check each batch as it is reported, restart what may be restarted, until stopped or done."""
+        by_name = {stream.source.name: stream for stream in streams}
+        while not self.stopping.is_set():
+            self._take_events(by_name, ledger)
+            for stream in streams:
+                assert stream.query is not None
+                failure = None if stream.query.isActive else stream.query.exception()
+                if failure is not None:
+                    self._retry(spark, stream, failure)
+            if self.once and not any(s.query.isActive for s in streams if s.query):
+                break
+        for stream in streams:
+            _drain(stream)
+        self._finish(by_name, ledger)
+
+    def _take_events(self, by_name: dict[str, Stream], ledger: LedgerTopic) -> None:
+        try:
+            name, event = self._events.get(timeout=POLL_S)
+        except queue.Empty:
+            return
+        stream = by_name[name]
+        place = event["sources"][0]
+        batch = int(event["batchId"])
+        if batch <= stream.checked or place["endOffset"] == place["startOffset"]:
+            return
+        initial = checkpoint.initial_offsets(stream.source.checkpoint)
+        batch_spans = spans(place["startOffset"], place["endOffset"], initial)
+        balance = self._balance(stream, batch, batch_spans, ledger)
+        lag = _lag(place)
+        _log.info("%s", log_line(stream.source.name, batch, balance, event["durationMs"], lag))
+
+    def _balance(self, stream: Stream, batch: int, batch_spans: list[Span], ledger: LedgerTopic) -> Balance:
+        """The books of one batch; raises LedgerError unless they balance."""
+        rows = ledger.rows_of(stream.source.name, batch, checkpoint.query_id(stream.source.checkpoint))
+        balance = compare(batch_spans, rows)
+        if balance.missing:
+            balance = balance.with_holes(find_holes(self._kafka, balance.missing))
+        balance.check(stream.source.name, batch)
+        stream.checked = batch
+        stream.counts.update(balance.counts)
+        return balance
+
+    def _check_last(self, stream: Stream, ledger: LedgerTopic) -> None:
+        """Before the start: the newest committed batch of the checkpoint must balance."""
+        last = _committed(stream)
+        if last is not None:
+            self._balance(stream, last.batch, last.spans, ledger)
+            stream.counts.clear()  # an earlier run's
+
+    def _retry(self, spark: SparkSession, stream: Stream, failure: StreamingQueryException) -> None:
+        """Start the query again where alerts may be to blame; raise BrokerError otherwise."""
+        text = str(failure)
+        planned = checkpoint.planned_spans(stream.source.checkpoint)
+        name = stream.source.name
+        if planned is None or not any(sign in text for sign in _WORKER_FAILED):
+            raise BrokerError(f"source {name!r}: the query failed: {_cause(text)}")
+        batch, batch_spans = planned
+        stream.failures[batch] += 1
+        if stream.failures[batch] > 2:
+            raise BrokerError(f"source {name!r}, batch {batch}: failed again, alert by alert: {_cause(text)}")
+        _log.warning("%s batch %d: a worker failed (%d): %s", name, batch, stream.failures[batch], _cause(text))
+        if stream.failures[batch] == 2:
+            stream.alone = [Gap(s.topic, s.partition, s.first, s.last_exclusive - 1) for s in batch_spans]
+            _log.warning("%s batch %d: runs again alert by alert, to find the one that kills its reader", name, batch)
+        self._start(spark, stream)
+
+    def _finish(self, by_name: dict[str, Stream], ledger: LedgerTopic) -> None:
+        """Events of the last batches may still be under way."""
+        deadline = time.monotonic() + DRAIN_S
+        while time.monotonic() < deadline and any(_has_unchecked(stream) for stream in by_name.values()):
+            self._take_events(by_name, ledger)
+        for stream in by_name.values():
+            last = _committed(stream)
+            if last is not None and _has_unchecked(stream):
+                self._balance(stream, last.batch, last.spans, ledger)
+
+
+def _check_start(source: Source) -> None:
+    if source.start is None and not checkpoint.has_offsets(source.checkpoint):
+        raise ConfigError(
+            f"source {source.name!r}: the checkpoint {source.checkpoint} is new, so 'start' must be given: 'earliest', "
+            "'latest' or a time such as 2026-11-20T00:00:00Z (Spark would silently begin at the latest alert)"
+        )
+
+
+def _committed(stream: Stream) -> checkpoint.Committed | None:
+    return checkpoint.committed_spans(stream.source.checkpoint)
+
+
+def _has_unchecked(stream: Stream) -> bool:
+    last = _committed(stream)
+    return last is not None and last.batch > stream.checked and any(s.last_exclusive > s.first for s in last.spans)
+
+
+def _sink_options(limits: dict[str, int]) -> dict[str, str]:
+    """Producer settings: as large as the largest topic takes, small waits (20 ms cost no throughput, 5 gain little)."""
+    largest = max(limits.values())
+    return {
+        "kafka.max.request.size": str(largest + 65_536),
+        "kafka.buffer.memory": str(max(33_554_432, 2 * largest)),
+        "kafka.linger.ms": "5",
+        "kafka.acks": "all",
+    }
+
+
+def _lag(place: dict[str, Any]) -> int | None:
+    """Alerts that wait behind the batch, by the latest offsets that Spark saw."""
+    latest, end = (json.loads(o) if isinstance(o, str) else o for o in (place.get("latestOffset"), place["endOffset"]))
+    if not isinstance(latest, dict):
+        return None
+    return sum(int(o) - int(end.get(t, {}).get(p, 0)) for t, ps in latest.items() for p, o in ps.items())
+
+
+def _cause(text: str) -> str:
+    """The telling line of Spark's long exception texts."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    causes = [line for line in lines if line.startswith("Caused by:") or "Error:" in line or "Exception:" in line]
+    return (causes[-1] if causes else lines[0] if lines else "no reason given")[:400]
+
+
+def _drain(stream: Stream) -> None:
+    """Stop between two batches: stop() in the middle of one would leave it planned and not committed."""
+    query = stream.query
+    deadline = time.monotonic() + DRAIN_S
+    while query is not None and query.isActive and query.status["isTriggerActive"] and time.monotonic() < deadline:
+        time.sleep(0.01)
+    if query is not None:
+        query.stop()
+
+
+@contextmanager
+def _signals(stopping: threading.Event) -> Iterator[None]:
+    """SIGINT and SIGTERM ask for the end (after pyspark has set its own handler, which would raise)."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, lambda *_: stopping.set()) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+

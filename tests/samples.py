@@ -41,7 +41,7 @@ def everything() -> tuple[Sample, ...]:
     """All samples in the order of MANIFEST.csv, damaged ones last."""
     with (ALERTS / "MANIFEST.csv").open(newline="") as lines:
         rows = list(csv.DictReader(lines))
-    members = {row["file"]: _members(ALERTS / row["file"]) for row in rows if row["member"]}
+    members = {file: _members(ALERTS / file) for file in {row["file"] for row in rows if row["member"]}}
     return tuple(
         Sample(
             row["survey"],
@@ -72,7 +72,7 @@ def unpacked(path: Path) -> bytes:
 
 
 def _members(path: Path) -> dict[str, bytes]:
-    with tarfile.open(path) as archive:
+    with tarfile.open(path, "r|*") as archive:
         return {member.name: file.read() for member in archive if (file := archive.extractfile(member))}
 
 

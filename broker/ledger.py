@@ -235,7 +235,7 @@ def log_line(source: str, batch: int, balance: Balance, durations_ms: Mapping[st
         parts.append(f"{sum(reasons.values())} {status}" + (f" ({named})" if named else ""))
     for n, what in ((balance.holes, "holes"), (balance.repeated, "answered twice")):
         if n:
-            parts.append(f"{n} {what}")
+            parts.append(f"{what} {n}")
     total_ms = durations_ms.get("triggerExecution", 0)
     phases = sorted(
         ((ms, name) for name, ms in durations_ms.items() if name != "triggerExecution" and ms), reverse=True

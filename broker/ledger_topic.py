@@ -80,7 +80,8 @@ class LedgerTopic:
                 raise KafkaError(
                     f"ledger topic {self._topic!r}: its end isn't reached within {timeout_s:g} s: {self._next}"
                 )
-            for message in self._consumer.consume(500, timeout=0.2):
+            message = self._consumer.poll(0.2)
+            if message is not None:
                 self._take(message)
 
     def _take_up(self, partitions: Collection[int]) -> None:

@@ -76,17 +76,23 @@ def check_topics(
         if name in (kept_ms or {}):
             settings[name]["retention.ms"] = str((kept_ms or {})[name])
     if missing and not create:
-        commands = [_command(options, name, partitions, settings[name]) for name in missing]
-        raise KafkaError(
-            f"Kafka at {options['bootstrap.servers']} lacks {', '.join(missing)} (or hides it from this login). "
-            "Create with output.create_topics = true, or with:\n  " + "\n  ".join(commands)
-        )
+        raise _missing(options, missing, partitions, settings)
     if missing:
         # Replication -1: the cluster's own default.
         new = [NewTopic(name, partitions, -1, config=settings[name]) for name in missing]
         for name, future in admin.create_topics(new, request_timeout=TIMEOUT_S).items():
             _result(future, f"topic {name!r} can't be created", allowed=Fault.TOPIC_ALREADY_EXISTS)
+        deadline = time.monotonic() + TIMEOUT_S
+        while find_missing(options, missing) and time.monotonic() < deadline:
+            time.sleep(0.1)  # other brokers of a cluster hear of a new topic a moment later
     return _max_message_bytes(admin, names)
+
+
+def require_topics(options: Mapping[str, str], names: Iterable[str]) -> None:
+    """Raise KafkaError, with the command that makes each, unless all these topics are there."""
+    missing = find_missing(options, names)
+    if missing:
+        raise _missing(options, missing, None, {})
 
 
 def find_missing(options: Mapping[str, str], names: Iterable[str]) -> list[str]:
@@ -187,19 +193,25 @@ class _NotYetError(Exception):
 
 
 def _reach_out(options: Mapping[str, str], timeout_s: float) -> None:
+    """One attempt. It ends with the first fault that librdkafka reports: its own call goes on trying until the end."""
     faults: list[Fault] = []
     admin = _admin({**options, "error_cb": faults.append})
-    try:
-        admin.list_topics(timeout=timeout_s)
-    except KafkaException as error:
-        admin.poll(0)
-        refused = [fault for fault in faults if fault.code() == Fault._AUTHENTICATION]
-        if refused:
-            raise KafkaError(
-                f"Kafka at {options['bootstrap.servers']} refuses the login of {options.get('sasl.username')!r}: "
-                f"{refused[0].str()}; check the two environment variables and sasl.mechanism in [kafka]"
-            ) from error
-        raise _NotYetError(faults[0].str() if faults else reason(error)) from error
+    deadline = time.monotonic() + timeout_s
+    while True:
+        try:
+            admin.list_topics(timeout=0.5)
+            return
+        except KafkaException as error:
+            admin.poll(0)
+            if not faults and time.monotonic() < deadline:
+                continue
+            refused = [fault for fault in faults if fault.code() == Fault._AUTHENTICATION]
+            if refused:
+                raise KafkaError(
+                    f"Kafka at {options['bootstrap.servers']} refuses the login of {options.get('sasl.username')!r}: "
+                    f"{refused[0].str()}; check the two environment variables and sasl.mechanism in [kafka]"
+                ) from error
+            raise _NotYetError(faults[0].str() if faults else reason(error)) from error
 
 
 def _admin(options: Mapping[str, Any]) -> AdminClient:
@@ -269,10 +281,21 @@ def _result(future: "Future[Any]", what: str, allowed: int | None = None) -> Any
         raise KafkaError(f"{what}: {reason(error)}") from error
 
 
-def _command(options: Mapping[str, str], name: str, partitions: int, settings: Mapping[str, str]) -> str:
-    login = " --command-config client.properties" if "sasl.username" in options else ""
-    extra = "".join(f" --config {key}={value}" for key, value in settings.items())
+def _missing(
+    options: Mapping[str, str], names: list[str], partitions: int | None, settings: Mapping[str, Mapping[str, str]]
+) -> KafkaError:
     servers = options["bootstrap.servers"]
-    return (
-        f"kafka-topics.sh --bootstrap-server {servers}{login} --create --topic {name} --partitions {partitions}{extra}"
+    start = f"kafka-topics.sh --bootstrap-server {servers} "
+    if "sasl.username" in options:
+        start += "--command-config client.properties "
+    count = "" if partitions is None else f" --partitions {partitions}"
+    commands = [
+        f"{start}--create --topic {name}{count}"
+        + "".join(f" --config {key}={value}" for key, value in settings.get(name, {}).items())
+        for name in names
+    ]
+    ours = "" if partitions is None else "set output.create_topics = true, or "
+    return KafkaError(
+        f"Kafka at {servers} lacks the topic {', '.join(names)} (or hides it from this login). "
+        f"Correct the name, or {ours}create with:\n  " + "\n  ".join(commands)
     )

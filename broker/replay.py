@@ -1,0 +1,167 @@
+"""An archive back onto a Kafka topic: bytes, keys and headers as they were, at a pace."""
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from confluent_kafka import KafkaError as Fault
+from confluent_kafka import KafkaException, Message, Producer
+
+from broker.errors import ConfigError, KafkaError
+from broker.topics import reason, require_topics
+
+# The largest alert that a source takes (16 MiB) and room for key, headers and the batch around it.
+MAX_MESSAGE_BYTES = 16_777_216 + 1_048_576
+_FLUSH_TIMEOUT_S = 60.0
+_FAILURES_ENOUGH = 100
+_TELL_EVERY_S = 0.2
+
+
+class Alert(Protocol):
+    """What is sent: `archive.Frame`, or anything else with these; topic and offset say where it came from."""
+
+    @property
+    def key(self) -> bytes | None: ...
+    @property
+    def value(self) -> bytes | None: ...
+    @property
+    def headers(self) -> list[tuple[str, bytes]]: ...
+    @property
+    def topic(self) -> str: ...
+    @property
+    def offset(self) -> int: ...
+
+
+@dataclass(frozen=True)
+class Replayed:
+    """Alerts acknowledged by Kafka, their bytes, and the time it took; `last` is the alert sent last.
+
+    was_interrupted: Ctrl-C came; everything up to `last` is on the topic.
+    """
+
+    n: int
+    n_bytes: int
+    seconds: float
+    last: str = ""
+    was_interrupted: bool = False
+
+
+def replay(
+    frames: Iterable[Alert],
+    options: Mapping[str, str] | str,
+    topic: str,
+    rate: float | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Replayed:
+    """Send every frame to an existing topic, and return once all are acknowledged.
+
+    options: librdkafka's settings, or just HOST:PORT. rate: alerts per second, None as fast as Kafka takes them.
+    progress: called with (alerts, bytes) acknowledged, a few times a second and at the end. An alert without a key goes
+    to any partition, as in the archive's own night. Raises KafkaError when the topic is missing or alerts are refused.
+    """
+    if rate is not None and not 0 < rate < float("inf"):
+        raise ConfigError(
+            f"rate {rate!r}: alerts per second, more than 0; leave it out to go as fast as Kafka takes them"
+        )
+    settings = {"bootstrap.servers": options} if isinstance(options, str) else dict(options)
+    require_topics(settings, [topic])
+    sender = _Sender(settings, topic, progress)
+    interrupted = False
+    start = time.monotonic()
+    try:
+        for n_sent, frame in enumerate(frames):
+            if rate is not None:
+                sender.wait_until(start + n_sent / rate)
+            sender.send(frame)
+            if sender.n_failed >= _FAILURES_ENOUGH:
+                break
+    except KeyboardInterrupt:
+        interrupted = True
+    sender.finish()
+    return Replayed(sender.n, sender.n_bytes, time.monotonic() - start, sender.last, interrupted)
+
+
+class _Sender:
+    """A producer with its acknowledgements counted."""
+
+    def __init__(self, options: Mapping[str, str], topic: str, progress: Callable[[int, int], None] | None) -> None:
+        self.n = self.n_bytes = self.n_failed = 0
+        self.last = ""
+        self._first_failure = ""
+        self._topic, self._progress = topic, progress
+        self._told = 0.0
+        defaults = {
+            "message.max.bytes": MAX_MESSAGE_BYTES,
+            "message.timeout.ms": 60_000,
+            "enable.idempotence": True,  # a retry neither repeats nor reorders alerts
+            "linger.ms": 20,
+            "queue.buffering.max.kbytes": 131_072,
+            "log_level": 0,  # failures are counted and raised here
+        }
+        try:
+            self._producer = Producer(
+                {**defaults, **{key: value for key, value in options.items() if key != "group.id"}}
+            )
+        except KafkaException as error:
+            raise ConfigError(f"[kafka] options: librdkafka says: {reason(error)}; correct the setting") from error
+
+    def wait_until(self, moment: float) -> None:
+        """Serve acknowledgements until then."""
+        while (left := moment - time.monotonic()) > 0:
+            self._producer.poll(min(left, 0.1))
+            self._tell()
+
+    def send(self, frame: Alert) -> None:
+        """Queue one alert; waits while the queue is full, which is how a slow cluster slows the reading down."""
+        place = f"{frame.topic}:{frame.offset}"
+        size = len(frame.value or b"")
+
+        def count(fault: Fault | None, _: Message) -> None:
+            if fault is None:
+                self.n += 1
+                self.n_bytes += size
+            else:
+                self._fail(place, size, fault)
+
+        while True:
+            try:
+                self._producer.produce(
+                    self._topic, value=frame.value, key=frame.key, headers=list(frame.headers), on_delivery=count
+                )
+            except BufferError:
+                self._producer.poll(0.1)
+                self._tell()
+            except KafkaException as error:  # refused on the spot, such as one above message.max.bytes
+                self._fail(place, size, error.args[0])
+                break
+            else:
+                break
+        self.last = place
+        self._producer.poll(0)
+        self._tell()
+
+    def finish(self) -> None:
+        """Wait for all acknowledgements. Raises KafkaError if an alert was refused or stays unanswered."""
+        unanswered = self._producer.flush(_FLUSH_TIMEOUT_S)
+        self._tell(at_once=True)
+        if unanswered:
+            self.n_failed += unanswered
+            self._first_failure = self._first_failure or f"no answer within {_FLUSH_TIMEOUT_S:g} s"
+        if self.n_failed:
+            gave_up = "; gave up" if self.n_failed >= _FAILURES_ENOUGH else ""
+            raise KafkaError(
+                f"topic {self._topic!r}: {self.n} alerts delivered, {self.n_failed} not{gave_up}. "
+                f"The first: {self._first_failure}. The last alert sent was {self.last}"
+            )
+
+    def _fail(self, place: str, size: int, fault: Fault) -> None:
+        self.n_failed += 1
+        hint = ": raise the topic's max.message.bytes" if fault.code() == Fault.MSG_SIZE_TOO_LARGE else ""
+        self._first_failure = self._first_failure or f"{place}, {size} bytes: {fault.str()}{hint}"
+
+    def _tell(self, at_once: bool = False) -> None:
+        now = time.monotonic()
+        if self._progress is not None and (at_once or now - self._told >= _TELL_EVERY_S):
+            self._told = now
+            self._progress(self.n, self.n_bytes)

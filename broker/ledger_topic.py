@@ -31,7 +31,9 @@ class LedgerTopic:
         self._sources = frozenset(sources)
         self._rows: dict[tuple[str, str], dict[int, list[LedgerRow]]] = defaultdict(lambda: defaultdict(list))
         self._consumer = open_consumer(options, reset="earliest")
-        held = reaches(self._consumer, topic)
+        # Questions go by a second connection: on the reading one they queue behind a fetch that waits for 500 ms.
+        self._asker = open_consumer(options)
+        held = reaches(self._asker, topic)
         self._next = {partition: reach.first for partition, reach in held.items()}
         if since_ms is not None:
             self._skip_to(since_ms - _CLOCKS_APART_MS, held)
@@ -52,6 +54,7 @@ class LedgerTopic:
     def close(self) -> None:
         """Leave the cluster."""
         self._consumer.close()
+        self._asker.close()
 
     def __enter__(self) -> "LedgerTopic":
         return self
@@ -62,7 +65,7 @@ class LedgerTopic:
     def _skip_to(self, time_ms: int, held: Mapping[int, Reach]) -> None:
         wanted = [TopicPartition(self._topic, partition, max(time_ms, 0)) for partition in self._next]
         try:
-            found = self._consumer.offsets_for_times(wanted, timeout=TIMEOUT_S)
+            found = self._asker.offsets_for_times(wanted, timeout=TIMEOUT_S)
         except KafkaException as error:
             raise KafkaError(f"ledger topic {self._topic!r} can't be searched by time: {reason(error)}") from error
         for place in found:
@@ -72,7 +75,7 @@ class LedgerTopic:
 
     def _read_to_end(self, timeout_s: float) -> None:
         deadline = time.monotonic() + timeout_s
-        ends = {partition: reach.last_exclusive for partition, reach in reaches(self._consumer, self._topic).items()}
+        ends = {partition: reach.last_exclusive for partition, reach in reaches(self._asker, self._topic).items()}
         if ends.keys() != self._next.keys():
             self._take_up(ends.keys() - self._next.keys())
         while any(self._next[partition] < end for partition, end in ends.items()):

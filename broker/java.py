@@ -95,9 +95,7 @@ def jars(kind: Kind) -> list[Path]:
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{kind}-", dir=folder.parent) as scratch:
-            fresh = Path(scratch) / "jars"
-            _resolve(kind, fresh, Path(scratch))
-            _check(kind, fresh, sums)
+            fresh = _fetch(kind, sums, Path(scratch))
             _put(fresh, folder, Path(scratch))
     except OSError as error:
         raise BrokerError(
@@ -107,11 +105,12 @@ def jars(kind: Kind) -> list[Path]:
     return wanted
 
 
-def _resolve(kind: str, into: Path, scratch: Path) -> None:
-    """Have Ivy fetch the jars into a folder, with further tries when the network was at fault."""
+def _fetch(kind: str, sums: dict[str, str], scratch: Path) -> Path:
+    """Have Ivy fetch the jars into a new folder, with further tries when the network was at fault."""
     # not at the top: the check of the runtime runs before anything is installed
     from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_exponential
 
+    into = scratch / "jars"
     command = [
         str(java()),
         *options(scratch),
@@ -119,6 +118,11 @@ def _resolve(kind: str, into: Path, scratch: Path) -> None:
         *("-ivy", str(DATA / f"{kind}.xml"), "-confs", "default"),
         *("-retrieve", f"{into}/[artifact]-[revision](-[classifier]).[ext]"),
     ]
+
+    def once() -> None:
+        _run_ivy(command, kind)
+        _check(kind, into, sums, scratch)
+
     tries = Retrying(
         retry=retry_if_exception_type(ConnectionError),
         stop=stop_after_attempt(3),
@@ -129,9 +133,10 @@ def _resolve(kind: str, into: Path, scratch: Path) -> None:
         reraise=True,
     )
     try:
-        tries(_run_ivy, command, kind)
+        tries(once)
     except ConnectionError as error:
         raise BrokerError(str(error)) from error
+    return into
 
 
 def _run_ivy(command: list[str], kind: str) -> None:
@@ -152,13 +157,18 @@ def _run_ivy(command: list[str], kind: str) -> None:
     raise ConnectionError(message) if _TRANSIENT.search(output) else BrokerError(message)
 
 
-def _check(kind: str, folder: Path, sums: dict[str, str]) -> None:
-    """Compare what was fetched with the sums that ship with the package; raises BrokerError."""
+def _check(kind: str, folder: Path, sums: dict[str, str], scratch: Path) -> None:
+    """Compare what was fetched with the sums that ship with the package.
+
+    Raises ConnectionError, with Ivy's own cache emptied, since a cut-off download may be complete at the next try.
+    """
     for name, expected in sums.items():
         path = folder / name
         got = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "missing"
         if got != expected:
-            raise BrokerError(
+            shutil.rmtree(scratch / "ivy", ignore_errors=True)
+            shutil.rmtree(folder, ignore_errors=True)
+            raise ConnectionError(
                 f"the repository served other Java libraries than {DATA / kind}.sha256 lists: {name}: sha256 {got}, "
                 f"expected {expected}; nothing was kept. Check the mirror in use"
             )

@@ -48,8 +48,8 @@ class Watchdog:
 
 def main(grace_s: str, scratch: str, commands: str) -> int:
     """Run the commands (JSON: a list of lists) until one fails or the input ends, then remove the scratch folder."""
-    for ignored in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(ignored, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda *_: None)  # not SIG_IGN, which the JVM would inherit, and never stop
     watchdog = Watchdog(float(grace_s))
     threading.Thread(target=watchdog.stop_at_end_of_input, daemon=True).start()
     code = 0

@@ -33,7 +33,9 @@ def shared_data() -> Path:
 def _given(variable: str) -> Path:
     folder = Path(os.environ.get(variable, ""))
     if not os.environ.get(variable) or not folder.is_dir():
-        pytest.fail(f"{variable}={os.environ.get(variable)!r} names no folder; run `make test-shared ALERTS=DIR DATA=DIR`")
+        pytest.fail(
+            f"{variable}={os.environ.get(variable)!r} names no folder; run `make test-shared ALERTS=DIR DATA=DIR`"
+        )
     return folder
 
 

@@ -18,7 +18,7 @@ from pyspark import TaskContext
 
 from broker import model as models
 from broker import second_reader, surveys
-from broker.gather import gather, implausible
+from broker.gather import Settings, gather, implausible
 from broker.lightcurve import merge, summarise, thin
 from broker.outlets import HEADERS_TYPE, Passport, dead_letter, native, rows
 from broker.second_reader import Refusal
@@ -38,7 +38,7 @@ class Assignment:
     source: str
     survey: str
     model: Path
-    settings: Mapping[str, object]
+    settings: Settings
     passport: Passport
     classifications: str
     dead_letters: str

@@ -52,7 +52,7 @@ class _Pruner:
         self.defined[name] = fields
         namespace = name.rpartition(".")[0]
         have = {str(f["name"]): f["type"] for f in writer["fields"]}  # type: ignore[attr-defined]
-        out = []
+        out: list[dict[str, object]] = []
         for field, wanted in fields.items():
             here = f"{path}{field}"
             if field in have:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -26,7 +27,7 @@ from broker.lightcurve import (
 )
 from broker.surveys import Floor, Measurements, Survey, Test
 
-Settings = Mapping[str, object]  # the policy's thresholds plus zero_point and programids of the source
+Settings = Mapping[str, Any]  # the policy's thresholds plus zero_point and programids of the source
 _KINDS = {"forced": FORCED, "trigger": TRIGGER, "detection": DETECTION}
 _COLUMN_TYPES: dict[str, pa.DataType] = {
     "source_id": pa.int64(),
@@ -44,6 +45,11 @@ _COLUMN_TYPES: dict[str, pa.DataType] = {
 }
 
 
+def _numpy(array: pa.Array) -> Any:
+    """Without a copy where there is one: types are the caller's word."""
+    return array.to_numpy(zero_copy_only=False)
+
+
 class Columns:
     """Fields of an Arrow struct array as numpy arrays; a path may go through nested structs."""
 
@@ -59,22 +65,26 @@ class Columns:
 
     def number(self, path: str, null: float = np.nan) -> Floats:
         """As float64, null filled."""
-        return self.array(path).cast(pa.float64(), safe=False).fill_null(null).to_numpy(zero_copy_only=False)
+        found: Floats = _numpy(self.array(path).cast(pa.float64(), safe=False).fill_null(null))
+        return found
 
     def integer(self, path: str, null: int = -1) -> Integers:
         """As int64, null filled."""
-        return self.array(path).cast(pa.int64()).fill_null(null).to_numpy(zero_copy_only=False)
+        found: Integers = _numpy(self.array(path).cast(pa.int64()).fill_null(null))
+        return found
 
     def valid(self, path: str) -> Bools:
         """Whether the field is there."""
-        return self.array(path).is_valid().to_numpy(zero_copy_only=False)
+        found: Bools = _numpy(self.array(path).is_valid())
+        return found
 
-    def meets(self, path: str, test: Test, limit: object = None) -> Bools:
+    def meets(self, path: str, test: Test, limit: Any = None) -> Bools:
         """Whether a floor's condition holds; a missing value meets none but `outside`."""
         if test == "set":
             return self.valid(path)
         if test == "true":
-            return self.array(path).fill_null(False).to_numpy(zero_copy_only=False)
+            flags: Bools = _numpy(self.array(path).fill_null(False))
+            return flags
         if test == "outside":
             return ~np.isin(self.integer(path), np.asarray(limit))
         value = self.number(path)
@@ -82,8 +92,8 @@ class Columns:
             return value > 0
         if test == "not_negative":
             return value >= 0
-        bound = float(limit)  # type: ignore[arg-type]  # the config has checked that it is a number
-        return value > bound if test == "above" else value < bound
+        met: Bools = value > limit if test == "above" else value < limit
+        return met
 
 
 @dataclass(frozen=True)
@@ -200,7 +210,7 @@ def _photometry(columns: Columns, table: Measurements, survey: Survey, settings:
             assert table.zero_point is not None
             scale = 10 ** (0.4 * (AB_ZERO_POINT_NJY - columns.number(table.zero_point)))
         else:
-            scale = 10 ** (0.4 * (AB_ZERO_POINT_NJY - float(settings["zero_point"])))  # type: ignore[arg-type]
+            scale = np.asarray(10 ** (0.4 * (AB_ZERO_POINT_NJY - float(settings["zero_point"]))))
         return value * scale, error * scale
 
 
@@ -217,8 +227,8 @@ def _bands(labels: pa.Array, survey: Survey) -> Codes:
     """Indices into BANDS, -1 where the label is null or unknown, int8 (p,)."""
     known = pa.array(list(survey.bands), labels.type)
     codes = np.array([BANDS.index(name) for name in survey.bands.values()] + [-1], np.int8)
-    index = pc.index_in(labels, value_set=known).fill_null(len(codes) - 1).to_numpy(zero_copy_only=False)
-    return codes[index]
+    found: Codes = codes[_numpy(pc.index_in(labels, value_set=known).fill_null(len(codes) - 1))]
+    return found
 
 
 def _exposures(columns: Columns, table: Measurements) -> Integers:

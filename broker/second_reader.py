@@ -70,7 +70,7 @@ def read(value: bytes | None, survey: Survey, max_alert_bytes: int, struct: pa.S
         return refusal
     except MemoryError:
         return Refusal("too_large", f"needs more than {READER_MEMORY_BYTES} bytes of memory to decode")
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001
         # fastavro raises EOFError, IndexError, UnicodeDecodeError, ValueError, SchemaParseException, RecursionError,
         # zlib.error and more on damaged bytes: any of them means that these bytes are no alert.
         return Refusal("damaged", f"{type(error).__name__}: {str(error)[:200]}")

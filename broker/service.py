@@ -19,7 +19,8 @@ from typing import Any
 
 from pyspark.errors import StreamingQueryException
 from pyspark.sql import SparkSession
-from pyspark.sql.streaming import StreamingQuery, StreamingQueryListener
+from pyspark.sql.streaming.listener import StreamingQueryListener
+from pyspark.sql.streaming.query import StreamingQuery
 
 from broker import checkpoint, job, session, sources
 from broker.config import Config, Source, kafka_options, spark_kafka_options
@@ -46,7 +47,6 @@ class Stream:
     alone: list[Gap] = field(default_factory=list)
     failures: Counter[int] = field(default_factory=Counter)
     checked: int = -1
-    counts: Counter[str] = field(default_factory=Counter)
 
 
 class _Progress(StreamingQueryListener):
@@ -74,6 +74,8 @@ class Service:
     def __init__(self, config: Config, once: bool = False) -> None:
         self.config, self.once = config, once
         self.stopping = threading.Event()
+        self.started = threading.Event()
+        self.answered: Counter[str] = Counter()  # verdicts by "status/reason" so far
         self._events: queue.Queue[tuple[str, dict[str, Any]]] = queue.Queue()
         self._kafka = kafka_options(config)
         self._spark_kafka = spark_kafka_options(config)
@@ -99,8 +101,9 @@ class Service:
             for stream in streams:
                 self._start(spark, stream)
             _log.info("running: %s", ", ".join(f"{s.source.name} ({', '.join(s.source.topics)})" for s in streams))
+            self.started.set()
             self._watch(spark, streams, ledger)
-        return sum((stream.counts for stream in streams), Counter())
+        return self.answered
 
     def _streams(self) -> list[Stream]:
         """Topics checked, one stream per source."""
@@ -156,6 +159,7 @@ class Service:
         initial = checkpoint.initial_offsets(stream.source.checkpoint)
         batch_spans = spans(place["startOffset"], place["endOffset"], initial)
         balance = self._balance(stream, batch, batch_spans, ledger)
+        self.answered.update(balance.counts)
         lag = _lag(place)
         _log.info("%s", log_line(stream.source.name, batch, balance, event["durationMs"], lag))
 
@@ -167,7 +171,6 @@ class Service:
             balance = balance.with_holes(find_holes(self._kafka, balance.missing))
         balance.check(stream.source.name, batch)
         stream.checked = batch
-        stream.counts.update(balance.counts)
         return balance
 
     def _check_last(self, stream: Stream, ledger: LedgerTopic) -> None:
@@ -175,7 +178,6 @@ class Service:
         last = _committed(stream)
         if last is not None:
             self._balance(stream, last.batch, last.spans, ledger)
-            stream.counts.clear()  # an earlier run's
 
     def _retry(self, spark: SparkSession, stream: Stream, failure: StreamingQueryException) -> None:
         """Start the query again where alerts may be to blame; raise BrokerError otherwise."""
@@ -202,7 +204,7 @@ class Service:
         for stream in by_name.values():
             last = _committed(stream)
             if last is not None and _has_unchecked(stream):
-                self._balance(stream, last.batch, last.spans, ledger)
+                self.answered.update(self._balance(stream, last.batch, last.spans, ledger).counts)
 
 
 def _check_start(source: Source) -> None:
@@ -235,10 +237,15 @@ def _sink_options(limits: dict[str, int]) -> dict[str, str]:
 
 def _lag(place: dict[str, Any]) -> int | None:
     """Alerts that wait behind the batch, by the latest offsets that Spark saw."""
-    latest, end = (json.loads(o) if isinstance(o, str) else o for o in (place.get("latestOffset"), place["endOffset"]))
-    if not isinstance(latest, dict):
+    latest, end = (_offsets(place.get(key)) for key in ("latestOffset", "endOffset"))
+    if not latest:
         return None
     return sum(int(o) - int(end.get(t, {}).get(p, 0)) for t, ps in latest.items() for p, o in ps.items())
+
+
+def _offsets(told: Any) -> dict[str, dict[str, int]]:
+    found: dict[str, dict[str, int]] = json.loads(told) if isinstance(told, str) else told or {}
+    return found
 
 
 def _cause(text: str) -> str:
@@ -270,4 +277,3 @@ def _signals(stopping: threading.Event) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-

@@ -135,6 +135,22 @@ def find_holes(options: Mapping[str, str], gaps: Iterable[Gap]) -> list[Gap]:
         consumer.close()
 
 
+def read_all(options: Mapping[str, str], topic: str) -> Iterator[Message]:
+    """Every record that the topic holds now, partition by partition. Raises KafkaError if it can't be read."""
+    with open_consumer(options) as consumer:
+        for partition, reach in reaches(consumer, topic).items():
+            consumer.assign([TopicPartition(topic, partition, reach.first)])
+            position, deadline = reach.first, time.monotonic() + TIMEOUT_S
+            while position < reach.last_exclusive:
+                if time.monotonic() > deadline:
+                    raise KafkaError(f"{topic}:{partition}: can't be read within {TIMEOUT_S:g} s; at offset {position}")
+                for message in consumer.consume(500, timeout=0.5):
+                    position = (message.offset() or 0) + (0 if end_of(message) else 1)
+                    deadline = time.monotonic() + TIMEOUT_S
+                    if not end_of(message):
+                        yield message
+
+
 def open_consumer(options: Mapping[str, str], reset: str = "error") -> Consumer:
     """A consumer that is given partitions and joins no group. Raises ConfigError for a setting that librdkafka refuses.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -107,8 +108,7 @@ def judge(
     give("no_photometry", counts.used == 0)
     give("too_few_points", counts.used < min_points)
     span_minutes = (summary.last_detection - summary.first_detection) * 1440
-    at_least = float(settings["moving_min_minutes"])  # type: ignore[arg-type]  # checked by the config
-    give("maybe_moving", ~(span_minutes >= at_least))
+    give("maybe_moving", ~(span_minutes >= settings["moving_min_minutes"]))
     give("not_enough_evidence", ~evident)
     return reason
 
@@ -123,4 +123,4 @@ def points_hashes(curves: LightCurves) -> list[str]:
         columns[name] = getattr(curves, name)
     data, size = columns.tobytes(), columns.dtype.itemsize
     ends = curves.offsets * size
-    return [hashlib.blake2b(data[a:b], digest_size=8).hexdigest() for a, b in zip(ends[:-1], ends[1:], strict=True)]
+    return [hashlib.blake2b(data[a:b], digest_size=8).hexdigest() for a, b in pairwise(ends)]

@@ -1,4 +1,4 @@
-"""How alerts are wrapped on the wire: Confluent frame, Avro container or bare body; as Spark expressions and in Python."""
+"""How alerts are wrapped on the wire: Confluent frame, Avro container or bare body; for Spark and for Python."""
 
 from __future__ import annotations
 

@@ -7,6 +7,7 @@ import time
 from functools import cache
 from importlib import resources
 from io import BytesIO
+from typing import Any
 
 import fastavro
 import numpy as np
@@ -79,7 +80,7 @@ def body_of(value: bytes) -> bytes:
     return file.read(size)
 
 
-def read(value: bytes) -> dict[str, object]:
+def read(value: bytes) -> dict[str, Any]:
     """The record of one native verdict."""
     record = fastavro.schemaless_reader(BytesIO(body_of(value)), _parsed(), None)
     assert isinstance(record, dict)

@@ -5,6 +5,7 @@ Raw spellings appear in this package and in schemas/ and nowhere else. A survey 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -69,7 +70,7 @@ class Survey:
     essential: tuple[str, ...]
     mandatory: dict[str, tuple[float, float]]
     columns: dict[str, tuple[str, ...]]
-    bands: dict[str | int, str]  # raw label -> name in lightcurve.BANDS
+    bands: Mapping[str, str] | Mapping[int, str]  # raw label -> name in lightcurve.BANDS
     trigger: str
     measurements: tuple[Measurements, ...]
     floors: tuple[Floor, ...] = ()

@@ -49,7 +49,7 @@ ZTF = Survey(
         "prv_candidates": [_DETECTION],
         "fp_hists": [_POINT | {"forcediffimflux": "float", "forcediffimfluxunc": "float"}],  # from 4.0
     },
-    essential=("objectId", "candidate.candid", "candidate.jd", "candidate.fid", "candidate.magpsf", "candidate.isdiffpos"),
+    essential=("objectId", "candidate.candid", "candidate.jd", "candidate.fid", "candidate.magpsf"),
     mandatory={
         "candidate.candid": (0, 2**63 - 1),
         "candidate.jd": (2_445_000.5, 2_490_000.5),

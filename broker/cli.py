@@ -1,0 +1,203 @@
+"""The command `broker`. Each command is a few lines; the work is in the modules."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.table import Table
+
+from broker import __version__
+from broker.errors import BrokerError, UsageError
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
+config_app = typer.Typer(no_args_is_help=True, help="Settings in force and where each comes from.")
+models_app = typer.Typer(no_args_is_help=True, help="Released models and their cards.")
+app.add_typer(config_app, name="config")
+app.add_typer(models_app, name="models")
+
+out = Console(soft_wrap=True)
+ConfigFile = Annotated[Path, typer.Option("--config", help="TOML file with the settings of the job.")]
+
+
+def main() -> None:
+    """Entry point: errors become one message and an exit code (2 wrong usage or configuration, 3 failure)."""
+    try:
+        app()
+    except BrokerError as error:
+        Console(stderr=True, soft_wrap=True).print(f"error: {error}", style="red", markup=False, highlight=False)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _log_to_terminal(level: int = logging.INFO) -> None:
+    handler = RichHandler(console=Console(stderr=True, soft_wrap=True), show_path=False, show_level=False, markup=False)
+    logger = logging.getLogger("broker")
+    logger.setLevel(level)
+    logger.addHandler(handler)
+    logger.propagate = False
+
+
+@app.callback(invoke_without_command=True)
+def version(show: Annotated[bool, typer.Option("--version", help="Print the version and end.")] = False) -> None:
+    """Classify astronomical alerts of ZTF, LSST and ELAsTiCC: topics in, topics out, every alert accounted for."""
+    if show:
+        out.print(__version__, highlight=False)
+        raise typer.Exit
+
+
+@app.command()
+def run(
+    config: ConfigFile,
+    once: Annotated[bool, typer.Option("--once", help="End when what is on the topics now has been answered.")] = False,
+) -> None:
+    """The streaming job: alerts from topics, classifications to topics, until stopped (Ctrl-C or SIGTERM).
+
+    Example: broker run --config examples/ztf.toml
+    """
+    from broker import config as settings
+    from broker.service import Service
+
+    _log_to_terminal()
+    counts = Service(settings.load(config), once).run()
+    out.print(
+        f"{counts.total()} alerts answered: " + (", ".join(f"{k} {n}" for k, n in counts.most_common()) or "none")
+    )
+
+
+@app.command()
+def classify(
+    paths: Annotated[list[Path], typer.Argument(help="Files and folders: Avro containers, frames, tar, gz.")],
+    output: Annotated[
+        str, typer.Option("-o", "--output", help="FILE.parquet, .avro or .jsonl; '-' prints a table.")
+    ] = "-",
+    summary: Annotated[Path | None, typer.Option(help="Write the counts as JSON to this file.")] = None,
+    model: Annotated[str, typer.Option(help="A released model, or a model folder.")] = "t2b-0",
+    master: Annotated[str, typer.Option(help="Spark master.")] = "local[*]",
+) -> None:
+    """Classify alerts in files, without Kafka. The survey is found from the content.
+
+    Example: broker classify examples/alerts -o verdicts.parquet
+    """
+    from broker.files import classify_files
+
+    _log_to_terminal(logging.WARNING)
+    classify_files(paths, output, summary, model, master)
+
+
+@app.command()
+def replay(
+    paths: Annotated[list[Path], typer.Argument(help="Files and folders of alerts.")],
+    to: Annotated[str, typer.Option("--to", help="HOST:PORT/TOPIC; the topic must exist.")],
+    rate: Annotated[
+        float | None, typer.Option(help="Alerts per second; as fast as Kafka takes them if not given.")
+    ] = None,
+) -> None:
+    """Put an archive back onto a Kafka topic.
+
+    Example: broker replay examples/alerts/ztf.tar.gz --to localhost:9092/ztf_20260310_programid1 --rate 100
+    """
+    from broker.archive import find_files, read_frames
+    from broker.replay import replay as send
+
+    servers, _, topic = to.partition("/")
+    if not topic:
+        raise UsageError(f"--to {to!r}: needs HOST:PORT/TOPIC, such as localhost:9092/ztf_20260310_programid1")
+    _log_to_terminal()
+    files = [(path, root) for path in paths for root in (path if path.is_dir() else path.parent,)]
+    frames = (f for path, root in files for file in find_files([path]) for f in read_frames(file, root, 16_777_216))
+    sent = send(frames, servers, topic, rate)
+    what = "interrupted; sent" if sent.was_interrupted else "sent"
+    out.print(
+        f"{what} {sent.n} alerts, {sent.n_bytes / 1e6:.1f} MB in {sent.seconds:.1f} s; last: {sent.last or 'none'}"
+    )
+
+
+@app.command()
+def demo(
+    alerts: Annotated[Path, typer.Option(help="Folder of sample alerts.")] = Path("examples/alerts"),
+    output: Annotated[Path, typer.Option(help="Folder for what comes out.")] = Path("demo-output"),
+) -> None:
+    """Everything at once, on this machine: Kafka, a replay of real alerts, the job, and its answers. Ends by itself.
+
+    Example: broker demo
+    """
+    from broker.demo import run_demo
+
+    _log_to_terminal()
+    run_demo(alerts, output, out)
+
+
+@app.command()
+def kafka(
+    port: Annotated[int | None, typer.Option(help="Port to listen on; a free one if not given.")] = None,
+    folder: Annotated[Path | None, typer.Option(help="Where the data stays; a temporary folder if not given.")] = None,
+    host: Annotated[str, typer.Option(help="Name that clients are told to connect to.")] = "127.0.0.1",
+) -> None:
+    """A single-node Kafka for development, until Ctrl-C.
+
+    Example: broker kafka --port 9092
+    """
+    from broker.embedded import serve
+
+    serve(port, folder, host)
+
+
+@config_app.command("show")
+def config_show(config: ConfigFile) -> None:
+    """Every setting in force and where it comes from; secrets are masked.
+
+    Example: broker config show --config examples/ztf.toml
+    """
+    from broker import config as settings
+
+    table = Table("setting", "value", "from")
+    for row in settings.effective(settings.load(config)):
+        table.add_row(*row)
+    out.print(table)
+
+
+@config_app.command("check")
+def config_check(config: ConfigFile) -> None:
+    """Check a config file and the model it names.
+
+    Example: broker config check --config examples/ztf.toml
+    """
+    from broker import config as settings
+    from broker import model as models
+
+    loaded = settings.load(config)
+    card = models.load(models.find(loaded.model.name)).card
+    out.print(f"{config}: fine; {len(loaded.sources)} source(s), model {card.name}@{card.version}")
+
+
+@models_app.command("list")
+def models_list() -> None:
+    """Released models.
+
+    Example: broker models list
+    """
+    from broker import model as models
+
+    table = Table("model", "version", "classes", "longest light curve", "sha256")
+    for card in models.released():
+        names = ", ".join(c.name for c in card.classes)
+        table.add_row(card.name, card.version, names, str(card.max_points), card.sha256[:12])
+    out.print(table)
+
+
+@models_app.command("show")
+def models_show(name: Annotated[str, typer.Argument(help="A released model, or a model folder.")] = "t2b-0") -> None:
+    """The card of a model: classes, training data, held-out figures, weaknesses.
+
+    Example: broker models show t2b-0
+    """
+    from broker import model as models
+
+    out.print((models.find(name) / models.CARD_FILE).read_text(), highlight=False, markup=False)

@@ -1,0 +1,269 @@
+"""`broker classify`: the same job over files, batch instead of stream. Coordinates: file (and member), 0, record."""
+
+from __future__ import annotations
+
+import json
+import logging
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import fastavro
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pyspark.sql import DataFrame, SparkSession
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from broker import job, session, sources, surveys
+from broker import model as models
+from broker.archive import find_files, survey_of
+from broker.config import Policy, Source
+from broker.errors import ArchiveError, UsageError
+from broker.ledger import LedgerRow
+from broker.outlets import native
+
+_log = logging.getLogger(__name__)
+
+TOPICS = ("classifications", "dead-letters", "ledger")
+MAX_ALERT_BYTES = 16_777_216
+NAMED_REJECTIONS = 20
+ROWS_PER_GROUP = 4096
+Records = Iterator[list[dict[str, Any]]]
+
+
+def classify_files(paths: list[Path], output: str, summary: Path | None, model: str, master: str) -> None:
+    """Classify every alert of the files to `output`. One bad file is counted and named, the others are done.
+
+    Raises UsageError for wrong paths or an unknown output format, ArchiveError when nothing could be read.
+    """
+    form = _format(output)
+    started = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="t2-broker-") as scratch:
+        rows, errors = Path(scratch) / "rows", Path(scratch) / "errors"
+        errors.mkdir()
+        groups = _by_survey(paths)
+        spark = session.start("t2-broker classify", master, "2g")
+        try:
+            for (survey, root), files in groups.items():
+                frame = _rows(spark, survey, files, root, model, errors)
+                _write(spark, frame, rows / f"{survey}-{len(list(rows.glob('*')))}")
+        finally:
+            spark.stop()
+        counts = _counts(rows)
+        _save(form, output, _records(rows))
+        _tell(counts, rows, errors, summary, time.monotonic() - started)
+
+
+def _format(output: str) -> str:
+    form = "table" if output == "-" else Path(output).suffix
+    if form not in ("table", ".parquet", ".avro", ".jsonl"):
+        raise UsageError(
+            f"--output {output!r}: ends in {form!r}; .parquet, .avro and .jsonl are written, '-' prints a table"
+        )
+    if output != "-" and not Path(output).absolute().parent.is_dir():
+        raise UsageError(f"--output {output!r}: there is no folder {Path(output).absolute().parent}")
+    return form
+
+
+def _by_survey(paths: list[Path]) -> dict[tuple[str, Path], list[Path]]:
+    """Files by survey and by the argument that they were found under. Of no survey: with the others, to be rejected."""
+    groups: dict[tuple[str, Path], list[Path]] = {}
+    homeless = []
+    for path in paths:
+        if not path.exists():
+            raise UsageError(f"{path}: no such file or folder")
+        root = path if path.is_dir() else path.parent
+        for file in find_files([path]):
+            survey = survey_of(file)
+            if survey is None:
+                homeless.append((root, file))
+            else:
+                groups.setdefault((survey, root), []).append(file)
+    for root, file in homeless:
+        neighbour = next((s for s, r in groups if r == root), "ztf")
+        groups.setdefault((neighbour, root), []).append(file)
+    if not groups:
+        raise ArchiveError(f"{', '.join(map(str, paths))}: no files there")
+    return groups
+
+
+def _rows(spark: SparkSession, survey: str, files: list[Path], root: Path, model: str, errors: Path) -> DataFrame:
+    frames = sources.archive(spark, files, root, MAX_ALERT_BYTES, errors)
+    defaults = Source.model_construct()
+    assignment = job.assignment(
+        name="files",
+        survey=survey,
+        folder=models.find(model),
+        policy=Policy(),
+        zero_point=defaults.zero_point,
+        programids=defaults.programids,
+        topics=TOPICS,
+        max_alert_bytes=MAX_ALERT_BYTES,
+        max_dead_letter_bytes=2**30,
+    )
+    return job.build(frames, surveys.find(survey), assignment)
+
+
+def _write(spark: SparkSession, rows: DataFrame, folder: Path) -> None:
+    """Run the batch, with a progress bar on a terminal."""
+    failure: list[Exception] = []
+
+    def work() -> None:
+        try:
+            rows.write.parquet(str(folder))
+        except Exception as error:  # noqa: BLE001  # handed on to the caller's thread below
+            failure.append(error)
+
+    worker = threading.Thread(target=work, daemon=True)
+    worker.start()
+    columns = (
+        TextColumn("classifying"),
+        BarColumn(),
+        TextColumn("{task.completed}/{task.total} parts"),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        bar = progress.add_task("", total=None)
+        tracker = spark.sparkContext.statusTracker()
+        while worker.is_alive():
+            worker.join(0.2)
+            infos = [tracker.getStageInfo(stage) for stage in tracker.getActiveStageIds()]
+            for info in infos:
+                if info is not None:
+                    progress.update(bar, total=info.numTasks, completed=info.numCompletedTasks)
+    if failure:
+        raise failure[0]
+
+
+def _topic(rows: Path, topic: str) -> Iterator[pa.RecordBatch]:
+    for file in sorted(rows.glob("*/*.parquet")):
+        for batch in pq.ParquetFile(file).iter_batches(ROWS_PER_GROUP):
+            yield batch.filter(pa.compute.equal(batch.column("topic"), topic))
+
+
+def _counts(rows: Path) -> Counter[str]:
+    """Verdicts by "status/reason", from the ledger."""
+    counts: Counter[str] = Counter()
+    for batch in _topic(rows, TOPICS[2]):
+        for value in batch.column("value").to_pylist():
+            counts.update(LedgerRow.from_json(value).counts)
+    return counts
+
+
+def _records(rows: Path) -> Records:
+    for batch in _topic(rows, TOPICS[0]):
+        if len(batch):
+            yield [native.read(value) for value in batch.column("value").to_pylist()]
+
+
+def _save(form: str, output: str, batches: Records) -> None:
+    if form == ".parquet":
+        _save_parquet(output, batches)
+    elif form == ".avro":
+        with open(output, "wb") as file:
+            fastavro.writer(
+                file, json.loads(json.dumps(native.schema())), (r for b in batches for r in b), codec="deflate"
+            )
+    elif form == ".jsonl":
+        with open(output, "w") as lines:
+            for batch in batches:
+                lines.writelines(json.dumps(record, default=str) + "\n" for record in batch)
+    else:
+        Console(soft_wrap=False).print(_table(batches))
+
+
+def _save_parquet(output: str, batches: Records) -> None:
+    """Types come from the record's schema, not from the first rows (which may be all null)."""
+    types = pa.schema([(f["name"], _arrow_type(f["type"])) for f in native.schema()["fields"]])  # type: ignore[attr-defined]
+    with pq.ParquetWriter(output, types, compression="zstd") as writer:
+        for batch in batches:
+            writer.write_table(pa.Table.from_pylist(batch, types))
+
+
+def _arrow_type(kind: object) -> pa.DataType:
+    """Arrow type of an Avro type of our record."""
+    simple = {
+        "string": pa.string(),
+        "long": pa.int64(),
+        "int": pa.int32(),
+        "double": pa.float64(),
+        "float": pa.float32(),
+        "boolean": pa.bool_(),
+    }
+    if isinstance(kind, str):
+        return simple[kind]
+    if isinstance(kind, list):
+        return _arrow_type(kind[1])
+    assert isinstance(kind, dict)
+    if kind.get("logicalType") == "timestamp-micros":
+        return pa.timestamp("us", "UTC")
+    if kind["type"] == "map":
+        return pa.map_(pa.string(), _arrow_type(kind["values"]))
+    if kind["type"] == "array":
+        return pa.list_(_arrow_type(kind["items"]))
+    if kind["type"] == "record":
+        return pa.struct([(f["name"], _arrow_type(f["type"])) for f in kind["fields"]])
+    return _arrow_type(kind["type"])
+
+
+def _table(batches: Records) -> Table:
+    table = Table("alert", "object", "class", "probability", "points", "status")
+    for batch in batches:
+        for r in batch:
+            probability = "-" if r["probability"] is None else f"{r['probability']:.2f}"
+            status = f"{r['status']} ({r['reason']})"
+            cells = (
+                r["source_id"],
+                r["object_id"] or "-",
+                r["class_name"] or "-",
+                probability,
+                r["n_points_used"],
+                status,
+            )
+            table.add_row(*map(str, cells))
+    return table
+
+
+def _tell(counts: Counter[str], rows: Path, errors: Path, summary: Path | None, seconds: float) -> None:
+    """The counts, the rejected ones by name, and the files that failed. Raises ArchiveError where nothing was read."""
+    stderr = Console(stderr=True, soft_wrap=True)
+    failed = [json.loads(line) for file in sorted(errors.glob("*")) for line in file.read_text().splitlines()]
+    for entry in failed:
+        stderr.print(f"failed: {entry['file']}: {entry['error']}", markup=False, highlight=False)
+    letters = [
+        {h["key"]: h["value"].decode(errors="replace") for h in headers}
+        for batch in _topic(rows, TOPICS[1])
+        for headers in batch.column("headers").to_pylist()
+    ]
+    for letter in letters[:NAMED_REJECTIONS]:
+        name = letter["alert"].removeprefix("files:")
+        stderr.print(f"rejected: {name}: {letter['reason']}: {letter['detail']}", markup=False, highlight=False)
+    if len(letters) > NAMED_REJECTIONS:
+        stderr.print(f"... and {len(letters) - NAMED_REJECTIONS} more")
+    by_status: dict[str, Counter[str]] = {"classified": Counter(), "abstained": Counter(), "rejected": Counter()}
+    for name, n in counts.items():
+        status, _, reason = name.partition("/")
+        by_status[status][reason] += n
+    total = counts.total()
+    text = ", ".join(f"{c.total()} {status}" for status, c in by_status.items())
+    stderr.print(f"{total} alerts: {text}; {seconds:.1f} s, {total / seconds:.0f} alerts/s", highlight=False)
+    if summary is not None:
+        report = {
+            "in": total,
+            "classified": by_status["classified"].total(),
+            "abstained": by_status["abstained"].total(),
+            "abstained_by_reason": dict(by_status["abstained"]),
+            "rejected": dict(by_status["rejected"]),
+            "failed_files": failed,
+            "seconds": round(seconds, 3),
+            "alerts_per_second": round(total / seconds, 1),
+        }
+        summary.write_text(json.dumps(report, indent=2) + "\n")
+    if total == by_status["rejected"].total():
+        raise ArchiveError(f"nothing could be classified: {total} alerts rejected, {len(failed)} files failed")

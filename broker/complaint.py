@@ -10,7 +10,7 @@ from pydantic import BaseModel
 from pydantic_core import ErrorDetails
 
 MASK = "********"
-_SECRET = re.compile(r"password|secret|token|credential|jaas|sasl\.username|ssl\.key|\.pem$", re.IGNORECASE)
+_SECRET = re.compile(r"password|secret|token|credential|jaas|sasl\.username|ssl\.key\.|keystore\.key$", re.IGNORECASE)
 _WORDS = (
     (r"^(Value error|Assertion failed), ", ""),
     (r"^Input should", "should"),

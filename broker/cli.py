@@ -9,7 +9,6 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.logging import RichHandler
 from rich.table import Table
 
 from broker import __version__
@@ -37,7 +36,8 @@ def main() -> None:
 
 
 def _log_to_terminal(level: int = logging.INFO) -> None:
-    handler = RichHandler(console=Console(stderr=True, soft_wrap=True), show_path=False, show_level=False, markup=False)
+    handler = logging.StreamHandler()  # one line stays one line: these are read by grep as well as by people
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
     logger = logging.getLogger("broker")
     logger.setLevel(level)
     logger.addHandler(handler)

@@ -130,15 +130,14 @@ def _records(servers: str) -> list[dict[str, Any]]:
 
 
 def _show(records: list[dict[str, Any]], counts: Counter[str], night: _Night, out: Console) -> None:
-    table = Table(
-        "survey", "object", "class", "probability", "points", "detections", "status", title="A few classifications"
-    )
+    table = Table("survey", "object", "class", "prob.", "points", "verdict", title="A few classifications")
     chosen = sorted(records, key=lambda r: (r["status"] != "classified", -(r["probability"] or 0)))
     for survey in night.frames:
         for r in [r for r in chosen if r["survey"] == survey][:5]:
             probability = "-" if r["probability"] is None else f"{r['probability']:.2f}"
-            cells = (r["object_id"] or "-", r["class_name"] or "-", probability, r["n_points_used"], r["n_detections"])
-            table.add_row(survey, *map(str, cells), f"{r['status']} ({r['reason']})")
+            verdict = r["status"] if r["reason"] == "ok" else f"{r['status']}: {r['reason']}"
+            cells = (r["object_id"] or "-", r["class_name"] or "-", probability, r["n_points_used"], verdict)
+            table.add_row(survey, *map(str, cells))
     out.print(table)
     ledger = Table("verdict", "alerts", title="The ledger")
     for name, n in sorted(counts.items()):

@@ -85,9 +85,8 @@ def _by_survey(paths: list[Path]) -> dict[tuple[str, Path], list[Path]]:
                 homeless.append((root, file))
             else:
                 groups.setdefault((survey, root), []).append(file)
-    for root, file in homeless:
-        neighbour = next((s for s, r in groups if r == root), "ztf")
-        groups.setdefault((neighbour, root), []).append(file)
+    for root, file in homeless:  # any survey's second reader says what they are
+        groups.setdefault(("ztf", root), []).append(file)
     if not groups:
         raise ArchiveError(f"{', '.join(map(str, paths))}: no files there")
     return groups
@@ -213,18 +212,20 @@ def _arrow_type(kind: object) -> pa.DataType:
 
 
 def _table(batches: Records) -> Table:
-    table = Table("alert", "object", "class", "probability", "points", "status")
+    table = Table(box=None)
+    for name in ("source id", "object", "class", "prob.", "points", "verdict"):
+        table.add_column(name, no_wrap=True)
     for batch in batches:
         for r in batch:
             probability = "-" if r["probability"] is None else f"{r['probability']:.2f}"
-            status = f"{r['status']} ({r['reason']})"
+            verdict = r["status"] if r["reason"] == "ok" else f"{r['status']}: {r['reason']}"
             cells = (
                 r["source_id"],
                 r["object_id"] or "-",
                 r["class_name"] or "-",
                 probability,
                 r["n_points_used"],
-                status,
+                verdict,
             )
             table.add_row(*map(str, cells))
     return table

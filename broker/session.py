@@ -10,8 +10,8 @@ from typing import cast
 from pyspark.sql import SparkSession
 
 from broker.decode import LIMITS
-from broker.java import jars, java
 from broker.errors import UsageError
+from broker.java import DATA, jars, java
 
 # Arrow batches to Python: the default of 64 MB doubles the cost of large alerts (docs/spark.md).
 ARROW_BATCH_BYTES = "8m"
@@ -26,6 +26,7 @@ def start(name: str, master: str, driver_memory: str, extra: Mapping[str, str] |
     os.environ.setdefault("PYSPARK_DRIVER_PYTHON", sys.executable)
     extra = dict(extra or {})
     limits = " ".join(f"-D{key}={value}" for key, value in LIMITS.items())
+    quiet = f"-Dlog4j2.configurationFile={(DATA / 'log4j2.properties').as_uri()}"
     settings = {
         "spark.jars": ",".join(str(jar) for jar in jars("spark")),
         "spark.driver.memory": driver_memory,
@@ -45,7 +46,7 @@ def start(name: str, master: str, driver_memory: str, extra: Mapping[str, str] |
     }
     for side in ("driver", "executor"):
         key = f"spark.{side}.extraJavaOptions"
-        settings[key] = f"{limits} -XX:+UseParallelGC {extra.pop(key, '')}".strip()
+        settings[key] = f"{limits} -XX:+UseParallelGC {quiet} {extra.pop(key, '')}".strip()
     builder = SparkSession.builder.master(master).appName(name)
     for key, value in (settings | extra).items():
         if value is not None:

@@ -39,12 +39,20 @@ def initial_offsets(checkpoint: Path) -> Offsets | None:
     return _offsets(path, _lines(path)[1]) if path.exists() else None
 
 
-def committed_spans(checkpoint: Path) -> Committed | None:
-    """The newest committed batch, or None if there is none yet. Raises LedgerError if the folder is not whole."""
+def committed_batches(checkpoint: Path) -> list[int]:
+    """Numbers of the committed batches that Spark still keeps (about 100), ascending."""
+    return _batches(checkpoint / "commits")
+
+
+def committed_spans(checkpoint: Path, number: int | None = None) -> Committed | None:
+    """The newest committed batch (or the one of this number), None if there is none yet.
+
+    Raises LedgerError if the folder is not whole.
+    """
     committed, planned = _batches(checkpoint / "commits"), _batches(checkpoint / "offsets")
     if not committed:
         return None
-    batch = committed[-1]
+    batch = committed[-1] if number is None else number
     metadata, end = _planned(checkpoint, batch)
     start = initial_offsets(checkpoint) if batch == 0 else _planned(checkpoint, batch - 1)[1]
     if start is None:

@@ -32,6 +32,7 @@ from broker.topics import check_topics, find_holes, require_topics, wait_for_kaf
 _log = logging.getLogger(__name__)
 
 DRAIN_S = 30.0
+LAST_EVENTS_S = 5.0
 POLL_S = 0.1
 # What Spark says when our function, or its worker, failed: the alerts of that batch are under suspicion.
 _WORKER_FAILED = ("Python worker exited unexpectedly", "PythonException", "Python worker failed to connect back")
@@ -154,7 +155,9 @@ class Service:
         stream = by_name[name]
         place = event["sources"][0]
         batch = int(event["batchId"])
-        if batch <= stream.checked or place["endOffset"] == place["startOffset"]:
+        if batch <= stream.checked:
+            return
+        if place["endOffset"] == place["startOffset"]:  # nothing new: Spark reports that now and then
             return
         initial = checkpoint.initial_offsets(stream.source.checkpoint)
         batch_spans = spans(place["startOffset"], place["endOffset"], initial)
@@ -197,14 +200,13 @@ class Service:
         self._start(spark, stream)
 
     def _finish(self, by_name: dict[str, Stream], ledger: LedgerTopic) -> None:
-        """Events of the last batches may still be under way."""
-        deadline = time.monotonic() + DRAIN_S
-        while time.monotonic() < deadline and any(_has_unchecked(stream) for stream in by_name.values()):
+        """Events of the last batches may still be under way; what they don't bring the checkpoint tells."""
+        deadline = time.monotonic() + LAST_EVENTS_S
+        while time.monotonic() < deadline and any(_unchecked(stream) for stream in by_name.values()):
             self._take_events(by_name, ledger)
         for stream in by_name.values():
-            last = _committed(stream)
-            if last is not None and _has_unchecked(stream):
-                self.answered.update(self._balance(stream, last.batch, last.spans, ledger).counts)
+            for late in _unchecked(stream):
+                self.answered.update(self._balance(stream, late.batch, late.spans, ledger).counts)
 
 
 def _check_start(source: Source) -> None:
@@ -219,9 +221,12 @@ def _committed(stream: Stream) -> checkpoint.Committed | None:
     return checkpoint.committed_spans(stream.source.checkpoint)
 
 
-def _has_unchecked(stream: Stream) -> bool:
-    last = _committed(stream)
-    return last is not None and last.batch > stream.checked and any(s.last_exclusive > s.first for s in last.spans)
+def _unchecked(stream: Stream) -> list[checkpoint.Committed]:
+    """Committed batches with alerts whose books were not looked at in this run."""
+    folder = stream.source.checkpoint
+    late = [batch for batch in checkpoint.committed_batches(folder) if batch > stream.checked]
+    told = [c for c in (checkpoint.committed_spans(folder, batch) for batch in late) if c is not None]
+    return [c for c in told if any(span.last_exclusive > span.first for span in c.spans)]
 
 
 def _sink_options(limits: dict[str, int]) -> dict[str, str]:

@@ -1,11 +1,13 @@
-"""What all tests share: one embedded Kafka, and the rule that a skipped test is a failure."""
+"""What all tests share: one embedded Kafka, one Spark session, and the rule that a skipped test is a failure."""
 
 import os
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
+from pyspark.sql import SparkSession
 
+from broker import session
 from broker.embedded import EmbeddedKafka
 
 ROOT = Path(__file__).parent.parent
@@ -16,6 +18,14 @@ def kafka() -> Iterator[EmbeddedKafka]:
     """One embedded Kafka for the whole run. Each test takes topic names of its own."""
     with EmbeddedKafka() as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def spark() -> Iterator[SparkSession]:
+    """One Spark session for the whole run, with the job's own limits."""
+    running = session.start("tests", "local[2]", "2g")
+    yield running
+    running.stop()
 
 
 @pytest.fixture(scope="session")

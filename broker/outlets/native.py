@@ -14,9 +14,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from broker.lightcurve import BANDS
+from broker.lightcurve import BANDS, Floats, Integers
 from broker.model import Card
-from broker.outlets import Passport
+from broker.outlets import Passport, avro
 from broker.registry import Schema
 from broker.verdict import Verdicts, points_hashes
 
@@ -42,8 +42,8 @@ def _parsed() -> Schema:
 def _container_start() -> bytes:
     """Header of a container, without docs: it travels with every verdict."""
     bare = json.dumps(_without_docs(schema()), separators=(",", ":")).encode()
-    meta = b"".join(_sized(part) for part in (b"avro.codec", b"null", b"avro.schema", bare))
-    return b"Obj\x01" + varint(2) + meta + b"\x00" + SYNC + varint(1)
+    meta = b"".join(avro.varint(len(part)) + part for part in (b"avro.codec", b"null", b"avro.schema", bare))
+    return b"Obj\x01" + avro.varint(2) + meta + b"\x00" + SYNC + avro.varint(1)
 
 
 def _without_docs(part: object) -> object:
@@ -52,24 +52,9 @@ def _without_docs(part: object) -> object:
     return [_without_docs(p) for p in part] if isinstance(part, list) else part
 
 
-def varint(number: int) -> bytes:
-    """An Avro long: zigzag, seven bits a byte."""
-    number = (number << 1) ^ (number >> 63)
-    out = bytearray()
-    while number > 127:
-        out.append(number & 127 | 128)
-        number >>= 7
-    out.append(number)
-    return bytes(out)
-
-
-def _sized(data: bytes) -> bytes:
-    return varint(len(data)) + data
-
-
 def container(body: bytes) -> bytes:
     """The record as a container of its own."""
-    return b"".join((_container_start(), varint(len(body)), body, SYNC))
+    return b"".join((_container_start(), avro.varint(len(body)), body, SYNC))
 
 
 def body_of(value: bytes) -> bytes:
@@ -89,99 +74,111 @@ def read(value: bytes) -> dict[str, Any]:
 
 def encode(verdicts: Verdicts, card: Card, passport: Passport, started_us: int) -> list[bytes]:
     """Container bytes of each verdict."""
-    parsed, out = _parsed(), []
-    for record in records(verdicts, card, passport, started_us):
-        buffer = BytesIO()
-        fastavro.schemaless_writer(buffer, parsed, record)
-        out.append(container(buffer.getvalue()))
-    return out
-
-
-def records(verdicts: Verdicts, card: Card, passport: Passport, started_us: int) -> list[dict[str, object]]:
-    """The records as dictionaries of the published schema."""
-    constant = {
-        "survey": verdicts.survey.name,
-        "taxonomy_version": TAXONOMY_VERSION,
-        "classifierName": passport.model,
-        "classifierParams": passport.params,
-        "model_sha256": passport.sha256,
-        "rules_version": passport.rules_version,
-        "brokerIngestTimestamp": started_us,
-        "brokerPublishTimestamp": time.time_ns() // 1000,
-        "brokerName": BROKER_NAME,
-        "brokerVersion": passport.broker_version,
+    columns: dict[str, avro.Encoded | bytes] = {
+        **_of_source(verdicts),
+        **_of_points(verdicts),
+        **_of_classes(verdicts, card),
+        **_of_alert(verdicts),
+        **_shared(verdicts, passport, started_us),
     }
-    columns = _columns(verdicts) | _answers(verdicts, card)
-    names = tuple(columns)
-    return [dict(zip(names, row, strict=True), **constant) for row in zip(*columns.values(), strict=True)]
+    fields = [str(field["name"]) for field in schema()["fields"]]  # type: ignore[attr-defined]
+    bodies = avro.join([columns[name] for name in fields], len(verdicts))
+    return [container(body) for body in bodies]
 
 
-def _columns(verdicts: Verdicts) -> dict[str, list[object]]:
-    """Everything but the classes, one list per field."""
-    g, s, c = verdicts.gathered, verdicts.summary, verdicts.counts
-    age = g.mjd_tai - g.columns["first_mjd_tai"].cast(pa.float64()).fill_null(np.nan).to_numpy(zero_copy_only=False)
-    is_negative = pc.coalesce(g.columns["is_negative"], _nullable(g.flux < 0, np.isnan(g.flux)))
+def _shared(verdicts: Verdicts, passport: Passport, started_us: int) -> dict[str, bytes]:
+    """Fields that all verdicts of a batch share."""
+    return {
+        "survey": avro.text(verdicts.survey.name),
+        "taxonomy_version": avro.text(TAXONOMY_VERSION),
+        "classifierName": avro.text(passport.model),
+        "classifierParams": avro.text(passport.params),
+        "model_sha256": avro.text(passport.sha256),
+        "rules_version": avro.varint(passport.rules_version),
+        "brokerIngestTimestamp": avro.varint(started_us),
+        "brokerPublishTimestamp": avro.varint(time.time_ns() // 1000),
+        "brokerName": avro.text(BROKER_NAME),
+        "brokerVersion": avro.text(passport.broker_version),
+    }
+
+
+def _of_source(verdicts: Verdicts) -> dict[str, avro.Encoded]:
+    """The alert's own source."""
+    g, columns = verdicts.gathered, verdicts.gathered.columns
+    is_negative = pc.coalesce(columns["is_negative"], pa.array(g.flux < 0, pa.bool_(), mask=np.isnan(g.flux)))
     with np.errstate(all="ignore"):
         snr = g.flux / g.flux_err
     return {
+        "source_id": avro.longs(columns["source_id"].to_pylist()),
+        "object_id": avro.optional_texts(columns["object_id"].to_pylist()),
+        "ra": avro.optional_numbers(_numbers(columns["ra"]), "<f8"),
+        "dec": avro.optional_numbers(_numbers(columns["dec"]), "<f8"),
+        "mjd_tai": avro.optional_numbers(g.mjd_tai, "<f8"),
+        "band": avro.optional_texts(BANDS[code] if code >= 0 else None for code in g.band.tolist()),
+        "flux": avro.optional_numbers(g.flux, "<f4"),
+        "flux_err": avro.optional_numbers(g.flux_err, "<f4"),
+        "snr": avro.optional_numbers(snr, "<f4"),
+        "is_negative": avro.optional_flags(is_negative.to_pylist()),
+        "reliability": avro.optional_numbers(_numbers(columns["reliability"]), "<f4"),
         **{
-            name: column.to_pylist()
-            for name, column in g.columns.items()
-            if name not in ("is_negative", "first_mjd_tai")
+            name: avro.optional_longs(columns[name].to_pylist())
+            for name in ("programid", "visit", "detector", "field", "rcid")
         },
-        "is_negative": is_negative.to_pylist(),
-        "mjd_tai": _finite(g.mjd_tai),
-        "band": [BANDS[code] if code >= 0 else None for code in g.band],
-        "flux": _finite(g.flux),
-        "flux_err": _finite(g.flux_err),
-        "snr": _finite(snr),
-        "status": list(verdicts.statuses()),
-        "reason": list(verdicts.reasons()),
-        "n_points_offered": c.offered.tolist(),
-        "n_points_dropped": c.dropped.tolist(),
-        "n_points_used": verdicts.used.tolist(),
-        "n_detections": s.n_detections.tolist(),
-        "n_positive_detections": s.n_positive.tolist(),
-        "n_nights": s.n_nights.tolist(),
-        "n_points_per_band": [{BANDS[b]: int(row[b]) for b in np.flatnonzero(row)} for row in s.per_band],
-        "span_days": _finite(s.last_point - s.first_point),
-        "days_since_first_detection": _finite(g.mjd_tai - s.first_detection),
-        "age_days": _finite(age),
-        "points_hash": list(points_hashes(verdicts.curves)),
-        "alert_schema": verdicts.schemas.to_pylist(),
-        "alert_topic": verdicts.coordinates.topic.to_pylist(),
-        "alert_partition": verdicts.coordinates.partition.to_pylist(),
-        "alert_offset": verdicts.coordinates.offset.to_pylist(),
-        "alert_timestamp": verdicts.coordinates.timestamp.cast(pa.int64()).to_pylist(),
     }
 
 
-def _answers(verdicts: Verdicts, card: Card) -> dict[str, list[object]]:
-    """Best class and all probabilities, where the model ran."""
-    ids = [c.taxonomy_id for c in card.classes]
-    names = [c.name for c in card.classes]
-    answers: dict[str, list[object]] = {"class_id": [], "class_name": [], "probability": [], "classifications": []}
-    for row, best in zip(verdicts.probabilities.tolist(), verdicts.probabilities.argmax(axis=1).tolist(), strict=True):
-        ran = row[0] == row[0]  # NaN where it did not
-        answers["class_id"].append(ids[best] if ran else None)
-        answers["class_name"].append(names[best] if ran else None)
-        answers["probability"].append(row[best] if ran else None)
-        answers["classifications"].append(
-            [{"classId": i, "className": n, "probability": p} for i, n, p in zip(ids, names, row, strict=True)]
-            if ran
-            else []
-        )
-    return answers
+def _of_points(verdicts: Verdicts) -> dict[str, avro.Encoded]:
+    """Numbers and spans of points."""
+    s, c, mjd = verdicts.summary, verdicts.counts, verdicts.gathered.mjd_tai
+    return {
+        "n_points_offered": avro.longs(c.offered.tolist()),
+        "n_points_dropped": avro.longs(c.dropped.tolist()),
+        "n_points_used": avro.longs(verdicts.used.tolist()),
+        "n_detections": avro.longs(s.n_detections.tolist()),
+        "n_positive_detections": avro.longs(s.n_positive.tolist()),
+        "n_nights": avro.longs(s.n_nights.tolist()),
+        "n_points_per_band": avro.maps(_per_band(s.per_band)),
+        "span_days": avro.optional_numbers(s.last_point - s.first_point, "<f8"),
+        "days_since_first_detection": avro.optional_numbers(mjd - s.first_detection, "<f8"),
+        "age_days": avro.optional_numbers(mjd - _numbers(verdicts.gathered.columns["first_mjd_tai"]), "<f8"),
+        "points_hash": avro.texts(points_hashes(verdicts.curves)),
+    }
 
 
-def _finite(values: np.ndarray[tuple[int], np.dtype[np.floating]]) -> list[object]:
-    """Values as Python numbers, null where not finite. Magnitudes are capped to what a float holds."""
-    with np.errstate(over="ignore"):
-        ok = np.isfinite(values.astype(np.float32)) if values.dtype == np.float64 else np.isfinite(values)
-    return [v if k else None for v, k in zip(values.tolist(), ok.tolist(), strict=True)]
+def _per_band(counts: Integers) -> list[dict[str, int]]:
+    found: list[dict[str, int]] = [{} for _ in range(len(counts))]
+    for row, band in np.argwhere(counts).tolist():
+        found[row][BANDS[band]] = int(counts[row, band])
+    return found
 
 
-def _nullable(
-    values: np.ndarray[tuple[int], np.dtype[np.bool_]], null: np.ndarray[tuple[int], np.dtype[np.bool_]]
-) -> pa.Array:
-    return pa.array(values, pa.bool_(), mask=null)
+def _of_classes(verdicts: Verdicts, card: Card) -> dict[str, avro.Encoded]:
+    """Status, reason, best class and all probabilities (where the model ran)."""
+    p = verdicts.probabilities
+    ran, best = ~np.isnan(p[:, 0]), p.argmax(axis=1)
+    chosen = [card.classes[b] if r else None for b, r in zip(best.tolist(), ran.tolist(), strict=True)]
+    return {
+        "status": avro.texts(verdicts.statuses()),
+        "reason": avro.texts(verdicts.reasons()),
+        "class_id": avro.optional_longs(c and c.taxonomy_id for c in chosen),
+        "class_name": avro.optional_texts(c and c.name for c in chosen),
+        "probability": avro.optional_numbers(p.max(axis=1), "<f4"),
+        "classifications": avro.arrays([avro.varint(c.taxonomy_id) + avro.text(c.name) for c in card.classes], p),
+    }
+
+
+def _of_alert(verdicts: Verdicts) -> dict[str, avro.Encoded]:
+    """Where the alert came from."""
+    c = verdicts.coordinates
+    return {
+        "alert_schema": avro.optional_texts(verdicts.schemas.to_pylist()),
+        "alert_topic": avro.texts(c.topic.to_pylist()),
+        "alert_partition": avro.longs(c.partition.to_pylist()),
+        "alert_offset": avro.longs(c.offset.to_pylist()),
+        "alert_timestamp": avro.optional_longs(c.timestamp.cast(pa.int64()).to_pylist()),
+    }
+
+
+def _numbers(column: pa.Array) -> Floats:
+    found: Floats = column.cast(pa.float64()).fill_null(np.nan).to_numpy(zero_copy_only=False)
+    return found

@@ -30,6 +30,8 @@ def build(frames: DataFrame, survey: Survey, assignment: Assignment, alone: Iter
     Bytes, key and headers cross to Python only where the JVM has no sound alert: all others are done with them.
     """
     decoded = decode(frames, survey, registry.writers(survey.name)).withColumn("alone", _within(alone))
+    fits = F.length("value") <= assignment.max_alert_bytes
+    decoded = decoded.withColumn("alert", F.when(fits, F.col("alert")))
     needs_bytes = F.col("alert").isNull() | F.col("alone") | implausible(survey)
     hop = decoded.select(
         "alert",
@@ -76,9 +78,9 @@ def assignment(
     """An assignment from plain values. Loads the model once here, so that a wrong folder stops the job at its start."""
     card = models.load(folder).card
     settings = policy.model_dump() | {"zero_point": zero_point, "programids": programids}
-    passport = Passport(
-        card.name, card.version, card.sha256, RULES_VERSION, json.dumps(settings, sort_keys=True), __version__
-    )
+    others = tuple(f"{other}_" for other in surveys.NAMES if other != survey)
+    params = json.dumps({key: value for key, value in settings.items() if not key.startswith(others)}, sort_keys=True)
+    passport = Passport(card.name, card.version, card.sha256, RULES_VERSION, params, __version__)
     classifications, dead_letters, ledger = topics
     return Assignment(
         source=name,

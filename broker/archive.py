@@ -164,8 +164,9 @@ def _of_tar(file: BinaryIO, topic: str, max_bytes: int) -> Iterator[Frame]:
             content = archive.extractfile(member) if member.isfile() else None
             if content is None or name.startswith(".") or not name.endswith(ALERT_SUFFIXES):
                 continue
-            data = content.read(max_bytes + 1)
-            if len(data) < min(member.size, max_bytes + 1):
+            wanted = min(member.size, max_bytes + 1)
+            data = content.read(wanted)
+            if len(data) < wanted:
                 raise tarfile.ReadError(f"ends within its member {member.name}")
             if data.startswith(_GZIP_MAGIC):
                 data = _unpacked(data, max_bytes)

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from broker import __version__
 from broker.errors import BrokerError, UsageError
@@ -157,9 +158,12 @@ def config_show(config: ConfigFile) -> None:
     """
     from broker import config as settings
 
-    table = Table("setting", "value", "from")
+    table = Table(box=None)
+    table.add_column("setting", no_wrap=True)
+    table.add_column("value", overflow="fold")
+    table.add_column("from", no_wrap=True)
     for row in settings.effective(settings.load(config)):
-        table.add_row(*row)
+        table.add_row(*map(Text, row))  # as text: keys hold brackets, which rich would take for markup
     out.print(table)
 
 

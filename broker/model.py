@@ -148,6 +148,11 @@ def find(name: str) -> Path:
     raise ModelError(f"no model {name!r}: neither a released one ({names}) nor a folder with a {CARD_FILE}")
 
 
+def released() -> list[Card]:
+    """Cards of the released models, by name."""
+    return [read_card(path) for path in sorted(_released().glob(f"*/{CARD_FILE}"))]
+
+
 def _released() -> Path:
     try:
         return Path(str(resources.files("broker.models")))

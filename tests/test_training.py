@@ -83,7 +83,7 @@ def test_chain_from_tables_to_a_released_model(data: dataset.TrainingSet, tmp_pa
 
 
 def test_onnx_gives_what_jax_gives(data: dataset.TrainingSet, tmp_path: Path) -> None:
-    """Random weights of trained size, every feature, rows of different length: to 1e-5."""
+    """Random weights of trained size, every feature, rows of different length: to 1e-5, both with int8 weights."""
     shape = network.Shape(len(CLASSES))
     rng = np.random.default_rng(3)
     noisy = jax.tree.map(lambda x: x + 0.1 * rng.standard_normal(x.shape).astype(np.float32), network.initial(1, shape))
@@ -104,8 +104,14 @@ def test_onnx_gives_what_jax_gives(data: dataset.TrainingSet, tmp_path: Path) ->
         detected.astype(np.float32),
         valid.astype(np.float32),
     )
-    trained = np.asarray(jax.nn.softmax(network.logits(noisy, batch) / 1.7))
+    trained = np.asarray(jax.nn.softmax(network.logits(export.compressed(noisy), batch) / 1.7))
     assert np.abs(trained - served).max() < 1e-5
+
+
+def test_int8_weights_lie_within_half_a_step() -> None:
+    exact = np.random.default_rng(0).normal(0, [[0.1, 3.0, 0.0]], (40, 3)).astype(np.float32)
+    whole, scale = export.quantised(exact)
+    assert (np.abs(whole * scale - exact) <= scale * 0.501).all()
 
 
 def test_graph_stays_within_what_old_runtimes_read() -> None:

@@ -140,14 +140,17 @@ def kafka(
     port: Annotated[int | None, typer.Option(help="Port to listen on; a free one if not given.")] = None,
     folder: Annotated[Path | None, typer.Option(help="Where the data stays; a temporary folder if not given.")] = None,
     host: Annotated[str, typer.Option(help="Name that clients are told to connect to.")] = "127.0.0.1",
+    topic: Annotated[
+        list[str] | None, typer.Option(help="Make this topic, with one partition; give it as often as needed.")
+    ] = None,
 ) -> None:
     """A single-node Kafka for development, until Ctrl-C.
 
-    Example: broker kafka --port 9092
+    Example: broker kafka --port 9092 --topic ztf_demo_programid1
     """
     from broker.embedded import serve
 
-    serve(port, folder, host)
+    serve(port, folder, host, dict.fromkeys(topic or (), 1))
 
 
 @config_app.command("show")

@@ -321,9 +321,14 @@ class _Reader(DataSourceReader):
         """Batches of at most _BATCH_ROWS rows and little more than _BATCH_BYTES."""
         assert isinstance(partition, _Part)
         failed: list[dict[str, str]] = []
-        yield from _batches(self.frames(partition.files, failed))
+        n = 0
+        for batch in _batches(self.frames(partition.files, failed)):
+            n += len(batch)
+            yield batch
         if self.errors is not None:
-            _write_lines(Path(self.errors) / f"part-{partition.number:05d}.jsonl", failed)
+            notes = Path(self.errors) / f"part-{partition.number:05d}.jsonl"
+            _write_lines(notes, failed)
+            _write_lines(notes.with_suffix(".count"), [{"n": str(n)}])  # what came in, for the books
 
     def frames(self, files: list[str], failed: list[dict[str, str]]) -> Iterator[Frame]:
         """The alerts of all files; a file that fails is noted, and the next one follows."""

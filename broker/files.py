@@ -24,7 +24,7 @@ from broker import job, session, sources, surveys
 from broker import model as models
 from broker.archive import find_files, survey_of
 from broker.config import Policy, Source
-from broker.errors import ArchiveError, UsageError
+from broker.errors import ArchiveError, LedgerError, UsageError
 from broker.ledger import LedgerRow
 from broker.outlets import native
 
@@ -51,11 +51,12 @@ def classify_files(paths: list[Path], output: str, summary: Path | None, model: 
         spark = session.start("t2-broker classify", master, "2g")
         try:
             for (survey, root), files in groups.items():
-                frame = _rows(spark, survey, files, root, model, errors)
-                _write(spark, frame, rows / f"{survey}-{len(list(rows.glob('*')))}")
+                name = f"{survey}-{len(list(rows.glob('*')))}"
+                _write(spark, _rows(spark, survey, files, root, model, errors / name), rows / name)
         finally:
             spark.stop()
         counts = _counts(rows)
+        _check(counts.total(), errors)
         _save(form, output, _records(rows))
         _tell(counts, rows, errors, summary, time.monotonic() - started)
 
@@ -127,7 +128,8 @@ def _write(spark: SparkSession, rows: DataFrame, folder: Path) -> None:
         TextColumn("{task.completed}/{task.total} parts"),
         TimeElapsedColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    terminal = Console(stderr=True)
+    with Progress(*columns, console=terminal, transient=True, disable=not terminal.is_terminal) as progress:
         bar = progress.add_task("", total=None)
         tracker = spark.sparkContext.statusTracker()
         while worker.is_alive():
@@ -153,6 +155,13 @@ def _counts(rows: Path) -> Counter[str]:
         for value in batch.column("value").to_pylist():
             counts.update(LedgerRow.from_json(value).counts)
     return counts
+
+
+def _check(n_answered: int, errors: Path) -> None:
+    """What the readers handed on must be what was answered."""
+    n_in = sum(int(json.loads(file.read_text())["n"]) for file in errors.glob("*/*.count"))
+    if n_in != n_answered:
+        raise LedgerError(f"{n_in} alerts were read from the files, {n_answered} have a verdict; nothing was written")
 
 
 def _records(rows: Path) -> Records:
@@ -234,7 +243,7 @@ def _table(batches: Records) -> Table:
 def _tell(counts: Counter[str], rows: Path, errors: Path, summary: Path | None, seconds: float) -> None:
     """The counts, the rejected ones by name, and the files that failed. Raises ArchiveError where nothing was read."""
     stderr = Console(stderr=True, soft_wrap=True)
-    failed = [json.loads(line) for file in sorted(errors.glob("*")) for line in file.read_text().splitlines()]
+    failed = [json.loads(line) for file in sorted(errors.glob("*/*.jsonl")) for line in file.read_text().splitlines()]
     for entry in failed:
         stderr.print(f"failed: {entry['file']}: {entry['error']}", markup=False, highlight=False)
     letters = [

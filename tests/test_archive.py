@@ -361,10 +361,11 @@ def test_spark_reads_files_and_names_the_failed_ones(tmp_path: Path) -> None:
         row = got[frame.topic, frame.offset]
         assert row["value"] == frame.value
         assert (row["key"], row["headers"], row["timestamp"], row["partition"]) == (None, None, None, 0)
-    lines = [line for path in sorted(errors.iterdir()) for line in path.read_text().splitlines()]
+    lines = [line for path in sorted(errors.glob("*.jsonl")) for line in path.read_text().splitlines()]
     failed = sorted((json.loads(line) for line in lines), key=lambda row: str(row["file"]))
     assert [Path(row["file"]).name for row in failed] == ["c.tar.gz", "d.avro.gz"]
     assert "alerts of it were read" in failed[0]["error"]
+    assert sum(int(json.loads(path.read_text())["n"]) for path in errors.glob("*.count")) == len(expected)
 
 
 def tolerant_under(path: Path, root: Path) -> Iterator[Frame]:

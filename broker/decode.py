@@ -145,9 +145,10 @@ def decode(frames: DataFrame, survey: Survey, writers: tuple[Writer, ...]) -> Da
         added, found = ["framed"], [F.when(F.col("framed.end") == F.lit(END), F.col("framed.alert"))]
     known = tuple(w for w in writers if w.headers)
     if known:
-        contained = _by_label(known, lambda w: _read(_container, F.col("value"), survey, w))
+        contained = _by_label(known, lambda w: _read(_container, _end(F.col("value")), survey, w))
         rows = rows.withColumn("contained", contained)
-        sound = (F.col("contained.count") == 1) & (F.col("contained.sync") == F.col("contained.end"))
+        sound = (F.col("contained.count") == 1) & (F.col("contained.sync") == F.col("contained.sync2"))
+        sound = sound & (F.col("contained.end") == F.lit(END))  # else a second block could follow, unread
         added, found = [*added, "contained"], [*found, F.when(sound, F.col("contained.alert"))]
     if survey.framing == "bare":
         open_ = F.col("schema").isNull()
@@ -202,7 +203,8 @@ def _container(alert: Schema, reader: bool) -> Schema:
     """A container with one record and no codec is itself a datum: the reader keeps what proves that it was one."""
     sync = {"type": "fixed", "name": "Sync", "size": 16}
     kept = [{"name": "sync", "type": sync}, {"name": "count", "type": "long"}]
-    last = [{"name": "alert", "type": alert}, {"name": "end", "type": "Sync"}]
+    end = {"type": "fixed", "name": "End", "size": len(END)}
+    last = [{"name": "alert", "type": alert}, {"name": "sync2", "type": "Sync"}, {"name": "end", "type": end}]
     magic: list[Schema] = [
         {"name": "magic", "type": {"type": "fixed", "name": "Magic", "size": 4}},
         {"name": "meta", "type": {"type": "map", "values": "bytes"}},

@@ -17,7 +17,7 @@ import fastavro
 import pyarrow as pa
 
 from broker import registry, surveys
-from broker.decode import MAX_ITEMS, reader_schema
+from broker.decode import END, MAX_ITEMS, reader_schema
 from broker.errors import SchemaError
 from broker.registry import Schema
 from broker.surveys import Survey
@@ -186,12 +186,19 @@ def unpack(block: bytes, codec: str, max_bytes: int) -> bytes:
 
 
 def _datum(body: bytes, writer: Schema, reader: Schema) -> dict[str, object]:
-    """One datum that fills the body exactly."""
-    file = BytesIO(body)
-    alert = fastavro.schemaless_reader(file, writer, reader)
-    assert isinstance(alert, dict)
-    if file.tell() != len(body):
-        raise Refusal("damaged", f"{len(body) - file.tell()} bytes after the end of the alert")
+    """One datum that fills the body exactly; its schemas are `_ended`.
+
+    fastavro skips a field past the end of the bytes without a word, so known bytes behind the body must be found there.
+    """
+    file = BytesIO(body + END)
+    try:
+        datum = fastavro.schemaless_reader(file, writer, reader)
+    except EOFError as error:
+        raise Refusal("damaged", f"the {len(body)} bytes end before the alert does") from error
+    assert isinstance(datum, dict)
+    if datum["end"] != END:
+        raise Refusal("damaged", f"the alert does not end with its {len(body)} bytes")
+    alert: dict[str, object] = datum["alert"]
     for name, part in alert.items():
         if isinstance(part, list) and len(part) > MAX_ITEMS:
             raise Refusal("too_large", f"{name} has {len(part)} items; at most {MAX_ITEMS} are read")
@@ -209,7 +216,14 @@ def _schemas(text: str, survey: str) -> tuple[Schema, Schema]:
         reader = reader_schema(writer, surveys.find(survey), widest=True)
     except SchemaError as error:
         raise Refusal("wrong_survey", str(error)) from error
-    return fastavro.parse_schema(writer), fastavro.parse_schema(reader)  # type: ignore[return-value]
+    return _ended(writer), _ended(reader)
+
+
+def _ended(alert: Schema) -> Schema:
+    """Record of an alert and the known last bytes, parsed."""
+    end = {"name": "end", "type": {"type": "fixed", "name": "End", "size": len(END)}}
+    whole = {"type": "record", "name": "Ended", "fields": [{"name": "alert", "type": alert}, end]}
+    return fastavro.parse_schema(whole)  # type: ignore[return-value]
 
 
 def _refuse_zero_bytes(schema: object, empty: set[str]) -> None:

@@ -151,7 +151,17 @@ def _column(whole: Columns, name: str, survey: Survey) -> pa.Array:
     if name == "first_mjd_tai" and any(m.time_scale == "jd_utc_start" for m in survey.measurements):
         start = found[0].cast(pa.float64())
         return pc.add(start, mjd_tai_of_jd_utc(np.zeros(1), np.array([survey.default_exposure_s]))[0])
-    return pc.coalesce(*(a.cast(kind) for a in found))
+    return _utf8(pc.coalesce(*(a.cast(kind) for a in found)))
+
+
+def _utf8(array: pa.Array) -> pa.Array:
+    """The column; bytes that are no UTF-8 (a flipped bit: the JVM lets them pass) become replacement marks."""
+    try:
+        array.validate(full=True)
+    except pa.ArrowInvalid:
+        raw = array.cast(pa.binary()).to_pylist()
+        return pa.array([None if text is None else text.decode(errors="replace") for text in raw], array.type)
+    return array
 
 
 def _points(whole: Columns, table: Measurements, survey: Survey, settings: Settings) -> Points:

@@ -50,4 +50,5 @@ ELASTICC = Survey(
         _measurements("prvDiaSources", "detection"),
         _measurements("diaSource", "trigger"),
     ),
+    missing_value=-99999.0,
 )

@@ -114,4 +114,5 @@ LSST = Survey(
         Floor("low_reliability", "diaSource.glint_trail", "true", switch="lsst_abstains_on_glint_trail", history=True),
         Floor("low_reliability", "diaSource.reliability", "below", policy="lsst_min_reliability", history=True),
     ),
+    missing_value=-99999.0,
 )

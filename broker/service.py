@@ -18,11 +18,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pyspark.errors import StreamingQueryException
-from pyspark.sql import SparkSession
+from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql.streaming.listener import StreamingQueryListener
 from pyspark.sql.streaming.query import StreamingQuery
 
 from broker import checkpoint, job, session, sources
+from broker import model as models
 from broker.config import Config, Source, kafka_options, spark_kafka_options
 from broker.errors import BrokerError, ConfigError
 from broker.ledger import Balance, Gap, Span, compare, log_line, spans
@@ -85,6 +86,7 @@ class Service:
         """Runs until stopped (or done); verdicts by "status/reason". Raises BrokerError where something failed."""
         for source in self.config.sources:
             _check_start(source)
+        models.load(models.find(self.config.model.name))  # a wrong model must not wait for Kafka and Spark to be told
         wait_for_kafka(self._kafka, self.config.kafka.startup_timeout_s)
         streams = self._streams()
         with ExitStack() as stack:
@@ -120,10 +122,13 @@ class Service:
         )
         return [Stream(source, limits) for source in self.config.sources]
 
+    def frames(self, spark: SparkSession, source: Source) -> DataFrame:
+        """Rows of a source (sources.FRAME_COLUMNS); the books compare Kafka's offsets, not these, with what was answered."""
+        return sources.kafka(spark, self._spark_kafka, source.topics, source.start, source.max_alerts_per_batch)
+
     def _start(self, spark: SparkSession, stream: Stream) -> None:
         source = stream.source
-        start = source.start
-        frames = sources.kafka(spark, self._spark_kafka, source.topics, start, source.max_alerts_per_batch)
+        frames = self.frames(spark, source)
         rows = job.build(frames, job.survey_of(source), job.assign(self.config, source, stream.limits), stream.alone)
         writer = rows.writeStream.format("kafka").options(**self._spark_kafka, **_sink_options(stream.limits))
         writer = writer.option("checkpointLocation", str(source.checkpoint)).queryName(source.name)
@@ -143,9 +148,9 @@ class Service:
                     self._retry(spark, stream, failure)
             if self.once and not any(s.query.isActive for s in streams if s.query):
                 break
-        for stream in streams:
-            _drain(stream)
-        self._finish(by_name, ledger)
+        deadline = time.monotonic() + DRAIN_S
+        _drain(streams, deadline)
+        self._finish(by_name, ledger, deadline)
 
     def _take_events(self, by_name: dict[str, Stream], ledger: LedgerTopic) -> None:
         try:
@@ -260,14 +265,29 @@ def _cause(text: str) -> str:
     return (causes[-1] if causes else lines[0] if lines else "no reason given")[:400]
 
 
-def _drain(stream: Stream) -> None:
-    """Stop between two batches: stop() in the middle of one would leave it planned and not committed."""
-    query = stream.query
-    deadline = time.monotonic() + DRAIN_S
-    while query is not None and query.isActive and query.status["isTriggerActive"] and time.monotonic() < deadline:
+def _drain(streams: list[Stream], deadline: float) -> None:
+    """Stop each query between two batches: one stopped in the middle would be run again, and repeat its rows.
+
+    While alerts stream in, the next batch follows at once, so that a query is not only stopped where it is idle but
+    also right after a commit: planning the next batch takes longer than stopping.
+    """
+    waiting = [(stream, stream.query, _newest_commit(stream)) for stream in streams if stream.query is not None]
+    while waiting:
+        for entry in list(waiting):
+            stream, query, newest = entry
+            is_committed = _newest_commit(stream) > newest
+            if is_committed:
+                time.sleep(0.05)  # the report of the batch comes right after its commit
+            is_idle = not query.isActive or not query.status["isTriggerActive"]
+            if is_committed or is_idle or time.monotonic() > deadline:
+                query.stop()
+                waiting.remove(entry)
         time.sleep(0.01)
-    if query is not None:
-        query.stop()
+
+
+def _newest_commit(stream: Stream) -> int:
+    last = _committed(stream)
+    return -1 if last is None else last.batch
 
 
 @contextmanager

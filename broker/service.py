@@ -123,7 +123,7 @@ class Service:
         return [Stream(source, limits) for source in self.config.sources]
 
     def frames(self, spark: SparkSession, source: Source) -> DataFrame:
-        """Rows of a source (sources.FRAME_COLUMNS); the books compare Kafka's offsets, not these, with what was answered."""
+        """Rows of a source (sources.FRAME_COLUMNS); the books are held against Kafka's offsets, not against these."""
         return sources.kafka(spark, self._spark_kafka, source.topics, source.start, source.max_alerts_per_batch)
 
     def _start(self, spark: SparkSession, stream: Stream) -> None:
@@ -148,9 +148,8 @@ class Service:
                     self._retry(spark, stream, failure)
             if self.once and not any(s.query.isActive for s in streams if s.query):
                 break
-        deadline = time.monotonic() + DRAIN_S
-        _drain(streams, deadline)
-        self._finish(by_name, ledger, deadline)
+        _drain(streams)
+        self._finish(by_name, ledger)
 
     def _take_events(self, by_name: dict[str, Stream], ledger: LedgerTopic) -> None:
         try:
@@ -265,12 +264,13 @@ def _cause(text: str) -> str:
     return (causes[-1] if causes else lines[0] if lines else "no reason given")[:400]
 
 
-def _drain(streams: list[Stream], deadline: float) -> None:
+def _drain(streams: list[Stream]) -> None:
     """Stop each query between two batches: one stopped in the middle would be run again, and repeat its rows.
 
     While alerts stream in, the next batch follows at once, so that a query is not only stopped where it is idle but
     also right after a commit: planning the next batch takes longer than stopping.
     """
+    deadline = time.monotonic() + DRAIN_S
     waiting = [(stream, stream.query, _newest_commit(stream)) for stream in streams if stream.query is not None]
     while waiting:
         for entry in list(waiting):

@@ -15,6 +15,7 @@ from io import BytesIO
 import cramjam
 import fastavro
 import pyarrow as pa
+from fastavro.schema import SchemaParseException, UnknownType
 
 from broker import registry, surveys
 from broker.decode import END, MAX_ITEMS, reader_schema
@@ -31,6 +32,7 @@ else:
 # Beyond what the worker holds already. 16 MB of one-byte items would become 4 GB of Python objects; the largest real
 # alert (312 kB, 1,066 forced points) needs 11 MB.
 READER_MEMORY_BYTES = 256 * 2**20
+MAX_SCHEMA_CHARS = 2**20  # embedded schemas have up to 60,000; 64 of them are remembered
 _HEADER = fastavro.parse_schema(
     {
         "type": "record",
@@ -73,7 +75,36 @@ def read(value: bytes | None, survey: Survey, max_alert_bytes: int, struct: pa.S
     except Exception as error:  # noqa: BLE001
         # fastavro raises EOFError, IndexError, UnicodeDecodeError, ValueError, SchemaParseException, RecursionError,
         # zlib.error and more on damaged bytes: any of them means that these bytes are no alert.
-        return Refusal("damaged", f"{type(error).__name__}: {str(error)[:200]}")
+        return Refusal("damaged", _in_words(error))
+
+
+def _in_words(error: Exception) -> str:
+    """What an exception of fastavro, json, zlib or Arrow says about the bytes."""
+    name = type(error).__name__
+    said = str(error)[:200].encode(errors="backslashreplace").decode()
+    if isinstance(error, EOFError) or said == "string index out of range":
+        return f"the bytes end inside the alert ({said})"
+    if isinstance(error, IndexError):
+        return "a union branch that the schema lacks"
+    for kind, words in _WORDS:
+        if isinstance(error, kind):
+            return f"{words} ({name}: {said})"
+    return f"{name}: {said}"
+
+
+_WORDS: tuple[tuple[type[Exception], str], ...] = (
+    (UnicodeDecodeError, "text that is not UTF-8"),
+    (json.JSONDecodeError, "the embedded schema is not JSON"),
+    (RecursionError, "nested too deeply"),
+    (zlib.error, "does not unpack (deflate)"),
+    (cramjam.DecompressionError, "does not unpack (snappy)"),
+    (zstd.ZstdError, "does not unpack (zstandard)"),
+    (pa.ArrowInvalid, "a value that its field cannot hold"),
+    (OverflowError, "a value that its field cannot hold"),
+    (SchemaParseException, "the embedded schema is not valid Avro"),
+    (UnknownType, "the embedded schema is not valid Avro"),
+    (KeyError, "the embedded schema is not valid Avro"),
+)
 
 
 @contextmanager
@@ -121,23 +152,34 @@ def _read_body(body: bytes, survey: Survey, writer: registry.Writer) -> Labelled
 
 
 def _read_bare(body: bytes, survey: Survey) -> Labelled:
-    """A bare body by the layout that fits to its last byte; the first layout's complaint where none does."""
+    """A bare body by the layout that fits to its last byte.
+
+    Where none does, the complaint is the first layout's, or that of one that fits but holds too much.
+    """
     complaint: Exception | None = None
     for writer in registry.writers(survey.name):
         try:
             return _read_body(body, survey, writer)
         except Exception as error:  # noqa: BLE001  # as in read(): whatever fastavro raises, it is not this layout
-            complaint = complaint or error
+            if complaint is None or (isinstance(error, Refusal) and error.reason == "too_large"):
+                complaint = error
     assert complaint is not None
     raise complaint
 
 
 def _read_container(value: bytes, survey: Survey, max_alert_bytes: int) -> Labelled:
     file = BytesIO(value)
-    header = fastavro.schemaless_reader(file, _HEADER, None)
-    assert isinstance(header, dict)
-    text = header["meta"]["avro.schema"].decode()
-    codec = header["meta"].get("avro.codec", b"null").decode()
+    try:
+        header = fastavro.schemaless_reader(file, _HEADER, None)
+        assert isinstance(header, dict)
+        text = header["meta"]["avro.schema"].decode()
+    except (EOFError, IndexError, UnicodeDecodeError) as error:
+        raise Refusal("damaged", f"the container's header is cut short or damaged ({error})") from error
+    except KeyError as error:
+        raise Refusal("damaged", f"the container's header has no {error}") from error
+    if len(text) > MAX_SCHEMA_CHARS:
+        raise Refusal("too_large", f"embedded schema of {len(text)} characters; at most {MAX_SCHEMA_CHARS} are read")
+    codec = header["meta"].get("avro.codec", b"null").decode(errors="replace")
     schemas = _schemas(text, survey.name)
     if file.tell() == len(value):
         raise Refusal("empty", "container without a record")
@@ -158,7 +200,8 @@ def _long(file: BytesIO) -> int:
 
 def _label(schema: Schema) -> str:
     version = schema.get("version")
-    return f"{schema.get('name')}{'' if version is None else f' {version}'}"
+    text = f"{schema.get('name')}{'' if version is None else f' {version}'}"
+    return text[:100].encode(errors="replace").decode()  # JSON can hold halves of characters, Avro and Arrow can't
 
 
 def unpack(block: bytes, codec: str, max_bytes: int) -> bytes:
@@ -193,7 +236,9 @@ def _datum(body: bytes, writer: Schema, reader: Schema) -> dict[str, object]:
     file = BytesIO(body + END)
     try:
         datum = fastavro.schemaless_reader(file, writer, reader)
-    except EOFError as error:
+    except (EOFError, IndexError, UnicodeDecodeError) as error:
+        if file.tell() <= len(body) and not isinstance(error, EOFError):
+            raise
         raise Refusal("damaged", f"the {len(body)} bytes end before the alert does") from error
     assert isinstance(datum, dict)
     if datum["end"] != END:
@@ -240,13 +285,13 @@ def _refuse_zero_bytes(schema: object, empty: set[str]) -> None:
         if schema.get("type") == "array" and _needs_no_bytes(schema["items"], empty):
             raise Refusal("too_large", "the embedded schema has an array whose items need no bytes")
         if "name" in schema and _needs_no_bytes(schema, empty):
-            empty |= {str(schema["name"]), f"{schema.get('namespace', '')}.{schema['name']}"}
+            empty.add(str(schema["name"]).rpartition(".")[2])
 
 
 def _needs_no_bytes(schema: object, empty: set[str]) -> bool:
     """Whether a datum of the type takes no bytes: null, fixed(0), and records of nothing else."""
     if isinstance(schema, str):
-        return schema in empty or any(name.endswith(f".{schema}") for name in empty)
+        return schema.rpartition(".")[2] in empty  # namespaces are inherited, so the last part decides
     if not isinstance(schema, dict):
         return False
     if schema.get("type") == "fixed":

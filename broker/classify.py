@@ -104,11 +104,13 @@ def classify(batch: pa.RecordBatch, assignment: Assignment) -> Answer:
     for wrong, detail in implausible(alerts, survey) if len(alerts) else ():
         for i in np.flatnonzero(wrong):
             refused.setdefault(int(index[i]), Refusal("implausible_values", detail))
-    good = np.array([i for i, row in enumerate(index) if int(row) not in refused], np.int64)
+    sound = np.array([int(row) not in refused for row in index], np.bool_)
+    if not sound.all():  # without need no copy: a deep alert's points are most of its cost
+        alerts, index = alerts.filter(pa.array(sound)), index[sound]
     answer = Answer([], [""] * len(batch))
-    if len(good):
-        verdicts = _verdicts(alerts.take(pa.array(good)), index[good], schemas, batch, survey, model, assignment)
-        for row, status, reason in zip(index[good], verdicts.statuses(), verdicts.reasons(), strict=True):
+    if len(alerts):
+        verdicts = _verdicts(alerts, index, schemas, batch, survey, model, assignment)
+        for row, status, reason in zip(index, verdicts.statuses(), verdicts.reasons(), strict=True):
             answer.verdicts[row] = f"{status}/{reason}"
         answer.rows.append(_classifications(verdicts, model, assignment, started_us))
     if refused:
@@ -124,6 +126,8 @@ def _read(
     """Decoded alerts, the row of each, schema labels of all rows, and what the second reader refused."""
     alerts, schemas = batch.column("alert"), batch.column("schema").to_pylist()
     decoded = alerts.is_valid().to_numpy(zero_copy_only=False)
+    if decoded.all():
+        return alerts, np.arange(len(alerts)), schemas, {}
     parts, index = [alerts.filter(pa.array(decoded))], [np.flatnonzero(decoded)]
     refused: dict[int, Refusal] = {}
     for row in np.flatnonzero(~decoded).tolist():

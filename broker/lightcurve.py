@@ -220,6 +220,8 @@ def thin(curves: LightCurves, max_points: int) -> LightCurves:
     if not len(long):
         return curves
     shortened = _thin_evenly(_average_nights(curves.take(long), max_points), max_points)
+    if len(long) == len(curves):
+        return shortened
     everything = LightCurves.concatenate([curves, shortened])
     place = np.arange(len(curves))
     place[long] = len(curves) + np.arange(len(long))

@@ -110,7 +110,7 @@ def classify(batch: pa.RecordBatch, assignment: Assignment) -> Answer:
     answer = Answer([], [""] * len(batch))
     if len(alerts):
         verdicts = _verdicts(alerts, index, schemas, batch, survey, model, assignment)
-        for row, status, reason in zip(index, verdicts.statuses(), verdicts.reasons(), strict=True):
+        for row, status, reason in zip(index.tolist(), verdicts.statuses(), verdicts.reasons(), strict=True):
             answer.verdicts[row] = f"{status}/{reason}"
         answer.rows.append(_classifications(verdicts, model, assignment, started_us))
     if refused:

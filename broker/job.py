@@ -29,11 +29,16 @@ def build(frames: DataFrame, survey: Survey, assignment: Assignment, alone: Iter
     alone: alerts to be answered one by one, each in a process of its own, since their batch killed its worker twice.
     Bytes, key and headers cross to Python only where the JVM has no sound alert: all others are done with them.
     """
+    return before_hop(frames, survey, assignment, alone).mapInArrow(task(assignment), ROWS_DDL)
+
+
+def before_hop(frames: DataFrame, survey: Survey, assignment: Assignment, alone: Iterable[Gap] = ()) -> DataFrame:
+    """What crosses to Python, one row per alert."""
     decoded = decode(frames, survey, registry.writers(survey.name)).withColumn("alone", _within(alone))
     fits = F.length("value") <= assignment.max_alert_bytes
     decoded = decoded.withColumn("alert", F.when(fits, F.col("alert")))
     needs_bytes = F.col("alert").isNull() | F.col("alone") | implausible(survey)
-    hop = decoded.select(
+    return decoded.select(
         "alert",
         "schema",
         F.when(needs_bytes, F.col("value")).alias("raw"),
@@ -45,7 +50,6 @@ def build(frames: DataFrame, survey: Survey, assignment: Assignment, alone: Iter
         "timestamp",
         "alone",
     )
-    return hop.mapInArrow(task(assignment), ROWS_DDL)
 
 
 def assign(config: Config, source: Source, limits: dict[str, int]) -> Assignment:

@@ -26,6 +26,7 @@ from broker import checkpoint, job, session, sources
 from broker import model as models
 from broker.config import Config, Source, kafka_options, spark_kafka_options
 from broker.errors import BrokerError, ConfigError
+from broker.java import java
 from broker.ledger import Balance, Gap, Span, compare, log_line, spans
 from broker.ledger_topic import ROWS_KEPT_MS, LedgerTopic
 from broker.topics import check_topics, find_holes, require_topics, wait_for_kafka
@@ -86,7 +87,9 @@ class Service:
         """Runs until stopped (or done); verdicts by "status/reason". Raises BrokerError where something failed."""
         for source in self.config.sources:
             _check_start(source)
-        models.load(models.find(self.config.model.name))  # a wrong model must not wait for Kafka and Spark to be told
+        # What is wrong on this machine is told before Kafka is waited for.
+        java()
+        models.load(models.find(self.config.model.name))
         wait_for_kafka(self._kafka, self.config.kafka.startup_timeout_s)
         streams = self._streams()
         with ExitStack() as stack:

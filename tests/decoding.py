@@ -1,5 +1,6 @@
 """Alerts decoded as the job decodes them: by a real Spark, and by the second reader."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,3 +51,41 @@ def by_second_reader(
 def policy(**changes: Any) -> Settings:
     """The default quality floors and a source's defaults, with changes."""
     return Policy().model_dump() | {"zero_point": 31.4, "programids": (1,)} | changes
+
+
+def struct_of(survey: str) -> pa.StructType:
+    """The pruned struct, as Spark gives it to Arrow."""
+
+    def kind(wanted: Any) -> pa.DataType:
+        if isinstance(wanted, str):
+            simple = {"long": pa.int64(), "int": pa.int32(), "float": pa.float32(), "double": pa.float64()}
+            return (simple | {"string": pa.string(), "boolean": pa.bool_()})[wanted]
+        if isinstance(wanted, list):
+            return pa.list_(kind(wanted[0]))
+        return pa.struct([(name, kind(inner)) for name, inner in wanted.items()])
+
+    return kind(surveys.find(survey).fields)
+
+
+def pruned(record: Any, fields: Any) -> Any:
+    """The survey's fields out of a whole record; null where the record has none."""
+    if record is None or isinstance(fields, str):
+        return record
+    if isinstance(fields, list):
+        return [pruned(item, fields[0]) for item in record]
+    return {name: pruned(record.get(name), wanted) for name, wanted in fields.items()}
+
+
+def plain(value: Any) -> Any:
+    """NaN equal to itself."""
+    if isinstance(value, dict):
+        return {name: plain(part) for name, part in value.items()}
+    if isinstance(value, list):
+        return [plain(part) for part in value]
+    return "NaN" if isinstance(value, float) and math.isnan(value) else value
+
+
+def alerts_of(survey: str, records: list[Any]) -> pa.StructArray:
+    """Whole records as the pruned structs that decoding gives."""
+    fields = surveys.find(survey).fields
+    return pa.array([pruned(record, fields) for record in records], struct_of(survey))

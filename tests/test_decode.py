@@ -1,7 +1,6 @@
 """Decoding by Spark and by the second reader, field by field against plain fastavro."""
 
 import json
-import math
 import random
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ import generate
 import pyarrow as pa
 import pytest
 import reference
-from decoding import Decoded, by_second_reader, by_spark
+from decoding import Decoded, by_second_reader, by_spark, plain, pruned
 from pyspark.sql import SparkSession
 from pyspark.sql.avro.functions import from_avro
 from pyspark.sql.types import StructType
@@ -23,24 +22,6 @@ from broker.second_reader import Read
 
 LAYOUTS = [(survey, label) for survey, labels in generate.LABELS.items() for label in labels]
 VALUES_PER_CALL = 400  # some MB a call, so that driver and tests stay small
-
-
-def pruned(record: Any, fields: Any) -> Any:
-    """The survey's fields out of a whole record; null where the record has none."""
-    if record is None or isinstance(fields, str):
-        return record
-    if isinstance(fields, list):
-        return [pruned(item, fields[0]) for item in record]
-    return {name: pruned(record.get(name), wanted) for name, wanted in fields.items()}
-
-
-def plain(value: Any) -> Any:
-    """NaN equal to itself."""
-    if isinstance(value, dict):
-        return {name: plain(part) for name, part in value.items()}
-    if isinstance(value, list):
-        return [plain(part) for part in value]
-    return "NaN" if isinstance(value, float) and math.isnan(value) else value
 
 
 def assert_decoded(spark: SparkSession, survey: str, values: list[bytes], known: bool = True) -> None:

@@ -8,28 +8,13 @@ import sys
 from typing import Any
 
 import generate
-import pyarrow as pa
 import pytest
-from decoding import MAX_ALERT_BYTES
+from decoding import MAX_ALERT_BYTES, struct_of
 from samples import ROOT, damaged, whole
 
 from broker import registry, surveys
 from broker.second_reader import MAX_SCHEMA_CHARS, Read, Refusal, read, unpack
 from broker.wire import frame
-
-
-def struct_of(survey: str) -> pa.StructType:
-    """The pruned struct, as Spark gives it to Arrow."""
-
-    def kind(wanted: Any) -> pa.DataType:
-        if isinstance(wanted, str):
-            simple = {"long": pa.int64(), "int": pa.int32(), "float": pa.float32(), "double": pa.float64()}
-            return (simple | {"string": pa.string(), "boolean": pa.bool_()})[wanted]
-        if isinstance(wanted, list):
-            return pa.list_(kind(wanted[0]))
-        return pa.struct([(name, kind(inner)) for name, inner in wanted.items()])
-
-    return kind(surveys.find(survey).fields)
 
 
 def refusal(value: bytes | None, survey: str = "ztf", max_alert_bytes: int = MAX_ALERT_BYTES) -> tuple[str, str]:
@@ -274,7 +259,7 @@ def test_arrays_that_need_bytes_stay_allowed() -> None:
 BOMBS = """
 import random, resource, sys
 import generate
-from test_second_reader import refusal, struct_of, MAX_ALERT_BYTES
+from decoding import struct_of, MAX_ALERT_BYTES
 from broker import second_reader, surveys
 generate.deflate_bomb()
 values = [("ztf", generate.deflate_bomb()), ("ztf", generate.zero_byte_bomb()), ("ztf", generate.nested_schema())]
@@ -298,18 +283,9 @@ print("grown", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before, reso
 
 
 def test_bombs_stay_small() -> None:
-    run = subprocess.run(
-        [
-            sys.executable,
-            "-P",
-            "-c",
-            f"import sys; sys.path[:0] = [{str(ROOT / 'tests')!r}]\n{BOMBS}",
-        ],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    script = f"import sys; sys.path.insert(0, {str(ROOT / 'tests')!r})\n{BOMBS}"
+    command = [sys.executable, "-P", "-c", script]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert run.returncode == 0, run.stderr[-2000:]
     *answers, last = run.stdout.splitlines()
     assert sum(len(labels) for labels in generate.LABELS.values()) * 3 + 4 <= len(answers)

@@ -212,6 +212,7 @@ def test_nothing_is_lost_over_stops_and_a_kill_in_mid_stream(kafka: EmbeddedKafk
         asked = read_outcome(kafka.bootstrap_servers, names)
         with Running(tmp_path / "SIGKILL", "run", "--config", config) as job:
             job.wait_for(" alerts in, ", count=2)
+            time.sleep(0.6)  # into the next batch
             job.process.kill()
             job.end(END_S)
             job.assert_nothing_left()

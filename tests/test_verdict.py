@@ -1,0 +1,128 @@
+"""Judging: closed lists, the order of reasons, hashes of points."""
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+from decoding import policy
+
+from broker import surveys
+from broker.gather import Gathered
+from broker.lightcurve import LightCurves, PointCounts, Points, Summary
+from broker.verdict import ABSTAINED, CLASSIFIED, REASONS, REJECTED, judge, points_hashes
+
+
+def test_lists_are_closed() -> None:
+    """Appended to, never renamed: consumers match on these words."""
+    assert REASONS == {
+        "classified": ("ok",),
+        "abstained": (
+            "no_photometry",
+            "too_few_points",
+            "not_enough_evidence",
+            "out_of_distribution",
+            "low_reliability",
+            "bad_pixels",
+            "injected",
+            "withdrawn",
+            "solar_system",
+            "maybe_moving",
+            "not_public",
+        ),
+        "rejected": (
+            "schema_unavailable",
+            "damaged",
+            "wrong_survey",
+            "implausible_values",
+            "empty",
+            "too_large",
+            "kills_reader",
+        ),
+    }
+    assert tuple(REASONS) == (CLASSIFIED, ABSTAINED, REJECTED)
+    floors = {floor.reason for name in surveys.NAMES for floor in surveys.find(name).floors}
+    assert floors <= set(REASONS[ABSTAINED])
+
+
+# --- the order of reasons -----------------------------------------------------------------------------------------
+
+
+def judged(
+    survey: str, floor: int = -1, used: int = 5, minutes: float = 600.0, evident: bool = True, min_points: int = 3
+) -> str:
+    """Reason of one alert with these properties."""
+    n = np.zeros(1, np.int64)
+    time, empty = np.array([60_000.0]), np.zeros(0)
+    nothing: list[Any] = [np.zeros(0)] * len(Points.__dataclass_fields__)
+    gathered = Gathered(Points(*nothing), {}, time, np.zeros(1, np.int8), empty, empty, np.array([floor]))
+    counts = PointCounts(n, n, np.array([used]))
+    summary = Summary(n, n, n, time, time + minutes / 1440, time, time, n)
+    table = surveys.find(survey)
+    code = int(judge(gathered, table, policy(), counts, summary, min_points, np.array([evident]))[0])
+    return (*REASONS[CLASSIFIED], *REASONS[ABSTAINED])[code]
+
+
+@pytest.mark.parametrize(
+    ("facts", "reason"),
+    [
+        ({}, "ok"),
+        ({"evident": False}, "not_enough_evidence"),
+        ({"minutes": 29.9}, "maybe_moving"),
+        ({"minutes": 30.1}, "ok"),
+        ({"minutes": math.nan}, "maybe_moving"),  # no detection, or a single one
+        ({"minutes": 0.0, "evident": False}, "maybe_moving"),
+        ({"used": 2}, "too_few_points"),
+        ({"used": 2, "minutes": 0.0, "evident": False}, "too_few_points"),
+        ({"used": 0}, "no_photometry"),
+        ({"used": 0, "minutes": math.nan, "evident": False}, "no_photometry"),
+    ],
+)
+def test_order_of_reasons(facts: dict[str, Any], reason: str) -> None:
+    assert judged("ztf", **facts) == reason
+    assert judged("ztf", floor=0, **facts) == "not_public"
+
+
+@pytest.mark.parametrize("survey", surveys.NAMES)
+def test_every_floor_comes_before_the_model(survey: str) -> None:
+    for index, floor in enumerate(surveys.find(survey).floors):
+        assert judged(survey, floor=index, used=0, evident=False) == floor.reason
+
+
+# --- hashes -------------------------------------------------------------------------------------------------------
+
+
+def curve(**changes: float) -> LightCurves:
+    values: dict[str, Any] = {
+        "mjd_tai": 60_000.25,
+        "band": 7,
+        "flux": 10.0,
+        "flux_err": 1.0,
+        "detected": True,
+    } | changes
+    kinds = {"mjd_tai": np.float64, "band": np.int8, "flux": np.float32, "flux_err": np.float32, "detected": np.bool_}
+    arrays: list[Any] = [np.array([values[name]], kind) for name, kind in kinds.items()]
+    return LightCurves(np.array([0, 1]), *arrays)
+
+
+def test_hash_changes_with_every_value() -> None:
+    base = curve()
+    changes: list[dict[str, float]] = [
+        {"mjd_tai": 60_000.25 + 1e-9},
+        {"band": 8},
+        {"flux": 10.00001},
+        {"flux_err": 1.0001},
+        {"detected": 0},
+    ]
+    others = [curve(**change) for change in changes]
+    hashes = points_hashes(LightCurves.concatenate([base, curve(), *others]))
+    assert hashes[0] == hashes[1]
+    assert len(set(hashes)) == len(others) + 1
+    assert all(len(text) == 16 and int(text, 16) >= 0 for text in hashes)
+    assert hashes == [h for one in (base, curve(), *others) for h in points_hashes(one)]
+
+
+def test_hash_is_the_same_on_every_machine_and_in_every_version() -> None:
+    two = LightCurves.concatenate([curve(), curve(flux=-1.5, band=0, detected=0)])
+    joined = LightCurves(np.array([0, 2, 2]), two.mjd_tai, two.band, two.flux, two.flux_err, two.detected)
+    assert points_hashes(joined) == ["8a56e9072b1fe9e0", "e4a6a0577479b2b4"]

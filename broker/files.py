@@ -43,6 +43,7 @@ def classify_files(paths: list[Path], output: str, summary: Path | None, model: 
     Raises UsageError for wrong paths or an unknown output format, ArchiveError when nothing could be read.
     """
     form = _format(output)
+    models.load(models.find(model))  # a wrong model must not wait for Spark to be told
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="t2-broker-") as scratch:
         rows, errors = Path(scratch) / "rows", Path(scratch) / "errors"

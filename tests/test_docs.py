@@ -148,7 +148,7 @@ def test_what_ran_until_now_ends_when_told(workspace: Workspace) -> None:
         os.kill(service.process.pid, signal.SIGTERM)
         assert service.end(60) == 0, service.text
         assert "Traceback" not in service.text
-        assert service.left() == []
+        service.assert_nothing_left()
 
 
 def test_a_file_that_is_no_alert_is_named(workspace: Workspace) -> None:

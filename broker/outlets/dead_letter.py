@@ -31,7 +31,7 @@ def build(letter: Letter, model: str, max_message_bytes: int) -> tuple[bytes | N
         ("alert", letter.coordinates.encode()),
         ("model", model.encode()),
         ("reason", letter.reason.encode()),
-        ("detail", letter.detail.encode()[:2000]),
+        ("detail", letter.detail.encode(errors="backslashreplace")[:2000]),
         ("timestamp_us", str(letter.timestamp_us).encode()),
     ]
     theirs: Headers = [(f"original.{key}", data) for key, data in letter.headers]

@@ -1,0 +1,63 @@
+"""A task's own count: every offset once, by topic and partition."""
+
+from collections import Counter
+
+import numpy as np
+import pyarrow as pa
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from broker.ledger import LedgerRow
+from broker.tally import Tally
+
+Alert = tuple[str, int, int, str]  # topic, partition, offset, verdict
+VERDICTS = ("classified/ok", "abstained/maybe_moving", "rejected/damaged", "rejected/empty")
+
+
+def tally_of(*batches: list[Alert]) -> list[LedgerRow]:
+    """Rows of a task that answered these batches."""
+    tally = Tally("night", "query-id", 7, 1, "t2b-0@1")
+    for batch in batches:
+        topics, partitions, offsets, verdicts = ([alert[i] for alert in batch] for i in range(4))
+        tally.add(
+            pa.array(topics, pa.string()),
+            pa.array(partitions, pa.int32()),
+            pa.array(offsets, pa.int64()),
+            [str(verdict) for verdict in verdicts],
+        )
+    return tally.rows()
+
+
+def test_nothing_answered_is_no_row() -> None:
+    assert tally_of() == []
+    assert tally_of([]) == []
+
+
+def test_one_partition() -> None:
+    (row,) = tally_of([("a", 0, 5, "classified/ok"), ("a", 0, 6, "rejected/empty")], [("a", 0, 9, "classified/ok")])
+    assert (row.source, row.query, row.batch, row.task, row.model) == ("night", "query-id", 7, 1, "t2b-0@1")
+    assert (row.topic, row.partition) == ("a", 0)
+    assert row.answered == ((5, 6), (9, 9))
+    assert row.counts == {"classified/ok": 2, "rejected/empty": 1}
+    assert LedgerRow.from_json(row.to_json()) == row
+
+
+alerts = st.lists(
+    st.tuples(st.sampled_from("ab"), st.integers(0, 2), st.integers(0, 2**50), st.sampled_from(VERDICTS)),
+    max_size=30,
+    unique_by=lambda alert: alert[:3],
+)
+
+
+@settings(derandomize=True, deadline=None, database=None, max_examples=200)
+@given(alerts, st.integers(0, 30))
+def test_every_alert_is_counted_once_at_its_place(batch: list[Alert], cut: int) -> None:
+    rows = tally_of(batch[:cut], batch[cut:])
+    assert [(row.topic, row.partition) for row in rows] == sorted({alert[:2] for alert in batch})
+    for row in rows:
+        mine = [alert for alert in batch if alert[:2] == (row.topic, row.partition)]
+        offsets = [n for first, last in row.answered for n in np.arange(first, last + 1).tolist()]
+        assert offsets == sorted(alert[2] for alert in mine)
+        assert row.counts == Counter(alert[3] for alert in mine)
+        assert LedgerRow.from_json(row.to_json()) == row
+    assert sum(row.n for row in rows) == len(batch)

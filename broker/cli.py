@@ -93,6 +93,46 @@ def classify(
 
 
 @app.command()
+def evaluate(
+    dataset: Annotated[Path, typer.Argument(help="Folder with lightcurves.parquet and metadata.parquet.")],
+    model: Annotated[
+        list[str] | None, typer.Option(help="Released model or folder; give it as often as needed.")
+    ] = None,
+    detections: Annotated[str, typer.Option(help="Packets by number of detections.")] = "1,2,3,5,10,all",
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write all figures to this file.")] = None,
+    label_column: Annotated[str | None, typer.Option(help="Column of classes; found by name if not given.")] = None,
+    survey: Annotated[
+        str | None, typer.Option(help="lsst or ztf: length of packets, thresholds; else by bands.")
+    ] = None,
+    zero_point: Annotated[float | None, typer.Option(help="AB magnitude of flux 1; found if not given.")] = None,
+    bands: Annotated[
+        str | None, typer.Option(help="Whose letters: lsst, ztf, ps1, des, sdss; found if not given.")
+    ] = None,
+    band: Annotated[list[str] | None, typer.Option(help="One passband, as V=ztf-g; as often as needed.")] = None,
+    subtract_median: Annotated[bool, typer.Option("--subtract-median", help="Total fluxes: subtract medians.")] = False,
+    prior: Annotated[str, typer.Option(help="Shares for purity: set, flat or SNIa=0.7,SNII=0.3.")] = "set",
+    held_out: Annotated[bool, typer.Option("--held-out", help="Only objects of the model's test side.")] = False,
+) -> None:
+    """Figures of models on a labelled set of light curves, by detections, nights and days.
+
+    Example: broker evaluate ../shared/datasets/spcc --held-out --json figures.json
+    """
+    from broker.evaluate import check_output, save, show
+    from broker.evaluate import evaluate as measure
+    from broker.labelled import Options
+
+    if json_file is not None:
+        check_output(json_file)
+    named = dict(item.partition("=")[::2] for item in band or ())
+    options = Options(label_column, survey, zero_point, bands, named, subtract_median)
+    wanted = tuple(part.strip() for part in detections.split(","))
+    figures = measure(dataset, model or ["t2b-0"], options, wanted, prior, held_out=held_out)
+    if json_file is not None:
+        save(figures, json_file)
+    show(figures, out)
+
+
+@app.command()
 def replay(
     paths: Annotated[list[Path], typer.Argument(help="Files and folders of alerts.")],
     to: Annotated[str, typer.Option("--to", help="HOST:PORT/TOPIC; the topic must exist.")],

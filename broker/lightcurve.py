@@ -50,6 +50,7 @@ BANDS: tuple[str, ...] = tuple(WAVELENGTH_NM)
 FORCED, TRIGGER, DETECTION = 0, 1, 2  # kind of a point; of one exposure the smallest wins
 AB_ZERO_POINT_NJY = 31.4
 TAI_MINUS_UTC_S = 37.0  # since 2017, before the first alert of any survey we read
+WINDOW_D = {"ztf": 30.0, "lsst": 365.0}  # history that a packet holds
 MAGNITUDE_TO_RELATIVE_ERROR = 0.4 * float(np.log(10))
 
 
@@ -203,6 +204,13 @@ def merge(points: Points, n: int, newest: Floats) -> tuple[LightCurves, PointCou
     offered = np.bincount(points.alert, minlength=n)
     dropped = np.bincount(points.alert[~usable], minlength=n)
     return curves, PointCounts(offered, dropped, curves.counts)
+
+
+def cut(curves: LightCurves, newest: Floats, window_d: Floats | float) -> LightCurves:
+    """The curves as packets sent at `newest` (n,): no later point, none older than window_d days (NaN: no point)."""
+    age = newest[curves.rows] - curves.mjd_tai
+    window = np.broadcast_to(np.asarray(window_d), len(curves))
+    return curves.select((age >= 0) & (age <= window[curves.rows]))
 
 
 def night_of(mjd_tai: Floats) -> Integers:

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
+from broker import classes
 from broker.errors import ModelError
 from broker.lightcurve import BANDS, RULES_VERSION, LightCurves, thin
 
@@ -57,6 +58,15 @@ class Threshold:
 
 
 @dataclass(frozen=True)
+class TrainingData:
+    """A set that the model learned from: its folder's name, AB magnitude of flux 1, whether positions joined groups."""
+
+    name: str
+    zero_point: float
+    has_positions: bool
+
+
+@dataclass(frozen=True)
 class Card:
     """What a released model needs and promises; the order of classes and bands is the graph's."""
 
@@ -69,6 +79,8 @@ class Card:
     min_points: int
     rules_version: int
     thresholds: tuple[Threshold, ...]
+    training_data: tuple[TrainingData, ...] = ()
+    split_rule: str = ""  # how training, calibration and test objects were told apart (broker.split); "" unknown
 
     def threshold(self, survey: str, n_detections: npt.ArrayLike) -> npt.NDArray[np.float64]:
         """Least winning probability for a verdict, same shape as n_detections. ELAsTiCC counts as `lsst`.
@@ -226,12 +238,30 @@ def read_card(path: Path) -> Card:
             )
             for t in _tables(path, content, "not_enough_evidence")
         ),
+        training_data=tuple(
+            TrainingData(
+                _value(path, t, "name", str), _value(path, t, "zero_point", float), _value(path, t, "positions", bool)
+            )
+            for t in (_tables(path, content, "training_data") if "training_data" in content else ())
+        ),
+        split_rule=_value(path, content, "split_rule", str) if "split_rule" in content else "",
     )
     _check(path, card)
     return card
 
 
 def _check(path: Path, card: Card) -> None:
+    names = [c.name for c in card.classes]
+    if len(set(names)) != len(names):
+        raise ModelError(f"{path}: classes {', '.join(names)} are repeated")
+    for c in card.classes:
+        known = classes.BY_NAME.get(c.name)
+        if known is None:
+            allowed = ", ".join(classes.BY_NAME)
+            raise ModelError(f"{path}: class {c.name!r} is unknown; the table in broker/classes.py has {allowed}")
+        if known.taxonomy_id != c.taxonomy_id:
+            expected = f"the table of classes has {known.taxonomy_id}"
+            raise ModelError(f"{path}: class {c.name} has taxonomy_id {c.taxonomy_id}, {expected}; correct the card")
     unknown = sorted(set(card.bands) - set(BANDS))
     if unknown or len(set(card.bands)) != len(card.bands):
         raise ModelError(f"{path}: bands {unknown or card.bands} are unknown or repeated; known: {', '.join(BANDS)}")
@@ -267,6 +297,6 @@ def _value(path: Path, table: Mapping[str, Any], key: str, kind: type[T]) -> T:
     value = table[key]
     if kind is float and isinstance(value, int):
         value = float(value)
-    if not isinstance(value, kind) or isinstance(value, bool):
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         raise ModelError(f"{path}: {key!r} is {value!r}, expected a {kind.__name__}")
     return value

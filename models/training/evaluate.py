@@ -10,12 +10,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from broker import lightcurve, scores
 from broker.lightcurve import LightCurves
 from broker.model import Model
 from models.training.dataset import CLASSES, LSST_WINDOW_D, SETS, TEST, UNLABELLED, ZTF_WINDOW_D, TrainingSet
 
 CUTS = (1, 3, 10, 0)  # number of detections at the trigger; 0: all of them
-BOOTSTRAPS = 300
 DETECTION_BINS = (1, 2, 4, 10)  # least number of detections of each bin of thresholds
 TARGET_ACCURACY = 0.9  # of the answered ones, on the calibration split
 Floats = NDArray[np.float64]
@@ -61,9 +61,7 @@ def cut(data: TrainingSet, rows: NDArray[np.int64], k: int, windows_d: Floats) -
     at = (first[:-1] + (k if k else n_found) - 1)[enough]
     trigger = np.full(len(rows), np.nan)
     trigger[enough] = curves.mjd_tai[found[at]]
-    age = trigger[curves.rows] - curves.mjd_tai
-    inside = (age >= 0) & (age <= windows_d[curves.rows])
-    return curves.select(inside).take(enough), rows[enough]
+    return lightcurve.cut(curves, trigger, windows_d).take(enough), rows[enough]
 
 
 def packets(data: TrainingSet, side: int, k: int, window_d: float | None = None) -> Packets:
@@ -74,36 +72,6 @@ def packets(data: TrainingSet, side: int, k: int, window_d: float | None = None)
     curves, rows = cut(data, rows, k, windows)
     n_detections = np.bincount(curves.rows[curves.detected], minlength=len(curves))
     return Packets(curves, data.about.label[rows], data.about.origin[rows], n_detections, rows)
-
-
-def macro_f1(confusion: Floats) -> Floats:
-    """Mean F1 of the classes that occur as truth; confusion (..., truth, answer)."""
-    hit = np.diagonal(confusion, axis1=-2, axis2=-1)
-    truth, answer = confusion.sum(-1), confusion.sum(-2)
-    f1 = 2 * hit / np.maximum(truth + answer, 1)
-    return np.asarray((f1 * (truth > 0)).sum(-1) / np.maximum((truth > 0).sum(-1), 1))
-
-
-def _confusion(label: NDArray[np.integer], answer: NDArray[np.integer], weight: Floats | None = None) -> Floats:
-    n = len(CLASSES)
-    flat = np.bincount(label.astype(np.int64) * n + answer, weights=weight, minlength=n * n)
-    return flat.reshape(n, n).astype(np.float64)
-
-
-def _interval(label: NDArray[np.integer], answer: NDArray[np.integer]) -> tuple[float, float]:
-    """95 % interval over resampled objects."""
-    rng = np.random.default_rng(0)
-    pairs = _confusion(label, answer).ravel()
-    draws = rng.multinomial(len(label), pairs / pairs.sum(), BOOTSTRAPS)
-    scores = macro_f1(draws.reshape(BOOTSTRAPS, len(CLASSES), len(CLASSES)).astype(np.float64))
-    low, high = np.percentile(scores, [2.5, 97.5])
-    return float(low), float(high)
-
-
-def _chance(label: NDArray[np.integer], answer: NDArray[np.integer]) -> float:
-    """Macro-F1 of the same answers given to the wrong objects."""
-    rng = np.random.default_rng(1)
-    return float(np.mean([macro_f1(_confusion(label, rng.permutation(answer))) for _ in range(30)]))
 
 
 def figures(model: Model, data: TrainingSet) -> Iterator[Figure]:
@@ -129,9 +97,11 @@ def _figure(
         chance = float((others == present[0]).mean()) if len(others) else np.nan
         return Figure(name, k, len(label), np.nan, np.nan, np.nan, np.nan, chance, recall)
     within = present[probability[:, present].argmax(1)]
-    low, high = _interval(label, answer)
-    scores = [float(macro_f1(_confusion(label, a))) for a in (answer, within)]
-    return Figure(name, k, len(label), scores[0], low, high, scores[1], _chance(label, answer), np.nan)
+    matrices = [scores.confusion(label, a, len(CLASSES)) for a in (answer, within)]
+    of_all, of_own = (float(scores.macro_f1(m)) for m in matrices)
+    low, high = scores.confusion_interval(matrices[0], scores.macro_f1)
+    chance = scores.chance_macro_f1(label, answer, len(CLASSES))
+    return Figure(name, k, len(label), of_all, low, high, of_own, chance, np.nan)
 
 
 def temperature(model: Model, data: TrainingSet, side: int) -> float:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from broker import lightcurve, model
+from broker import lightcurve, model, split
 from broker.lightcurve import BANDS, WAVELENGTH_NM, LightCurves
 from models.training import augment, evaluate, export
 from models.training.dataset import (
@@ -98,6 +98,7 @@ def card_lines(
     """The card as lines of TOML. Without thresholds (not yet measured) every verdict passes."""
     head = {"name": name, "version": "1", "sha256": digest, "rules_version": lightcurve.RULES_VERSION}
     head |= {"max_points": MAX_POINTS, "min_points": MIN_POINTS, "temperature": round(divisor, 4)}
+    head |= {"split_rule": split.RULE}
     yield "# Model card, written by models.training.release. Figures are of held-out objects only."
     yield from (f"{key} = {_toml(value)}" for key, value in head.items())
     yield f"weaknesses = {_toml(list(WEAKNESSES))}"
@@ -114,7 +115,8 @@ def card_lines(
     for source, i in zip(SETS, range(len(SETS)), strict=True):
         of_set = (data.about.origin == i) & (data.split == TRAIN)
         labelled = int((of_set & (data.about.label != UNLABELLED)).sum())
-        row = {"name": source.name, "licence": source.licence, "n_labelled": labelled}
+        row = {"name": source.name, "licence": source.licence, "zero_point": source.zero_point}
+        row |= {"positions": source.has_positions, "n_labelled": labelled}
         yield from _table("training_data", row | {"n_unlabelled": int(of_set.sum()) - labelled})
     for f in scores:
         row = {"set": f.name, "n_detections": f.n_detections or "all", "n_objects": f.n_objects}

@@ -1,0 +1,364 @@
+"""`broker evaluate`: figures of models on a labelled set of light curves, through the code that serves.
+
+Each object is cut to packets as its survey would have sent them: the newest point is a detection, the history reaches
+back 30 days (ZTF) or 12 months (LSST). Which detection: the k-th, the last of the k-th night, the newest within so many
+days of the first, or the last of all. docs/evaluate.md says what each figure means.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.table import Column, Table
+
+from broker import classes, labelled, scores, split
+from broker import model as models
+from broker.errors import UsageError
+from broker.labelled import Labelled, Options
+from broker.lightcurve import RULES_VERSION, WINDOW_D, Integers, LightCurves, cut, night_of
+from broker.model import Card, Model
+
+DETECTIONS = ("1", "2", "3", "5", "10", "all")
+NIGHTS = (1, 2, 3, 5, 10)
+DAYS = (0, 1, 3, 7, 14, 30)
+PACKETS_PER_CALL = 4096
+Figures = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Packets:
+    """What a model said of m packets: flat index of the newest point, sorted; detections and points in each."""
+
+    newest: Integers
+    probability: NDArray[np.float32]
+    n_detections: Integers
+    n_points: Integers
+
+
+def evaluate(
+    folder: Path,
+    names: list[str],
+    options: Options,
+    detections: tuple[str, ...] = DETECTIONS,
+    prior: str = "set",
+    *,
+    held_out: bool = False,
+) -> dict[str, Figures]:
+    """Figures of each model by group: "1", ..., "all", "nights:3", "days:7", and "about", what they were made of.
+
+    Raises UsageError, ModelError or ArchiveError saying what can't be read or is not known.
+    """
+    wanted = parse_detections(detections)
+    loaded = {name: models.load(models.find(name)) for name in names}
+    known = {t.name: t.zero_point for m in loaded.values() for t in m.card.training_data}
+    data = labelled.read(folder, options, known)
+    found: dict[str, Figures] = {}
+    for name, model in loaded.items():
+        key = model.card.name if model.card.name not in found else name
+        found[key] = _of_model(data, model, wanted, prior, held_out)
+    return found
+
+
+def parse_detections(wanted: tuple[str, ...]) -> tuple[int, ...]:
+    """Numbers of detections, 0 for "all". Raises UsageError for anything else."""
+    if not wanted or not all(w == "all" or (w.isascii() and w.isdigit() and int(w) > 0) for w in wanted):
+        raise UsageError(f"--detections {','.join(wanted)!r}: numbers from 1 on and all, as {','.join(DETECTIONS)}")
+    return tuple(dict.fromkeys(0 if w == "all" else int(w) for w in wanted))
+
+
+def triggers(curves: LightCurves, detections: tuple[int, ...]) -> dict[str, Integers]:
+    """Flat index of the newest point of each object's packet by group, -1 where the object never had such a packet."""
+    found = np.flatnonzero(curves.detected)
+    first = np.searchsorted(found, curves.offsets)
+    n_found = np.diff(first)
+    rows, mjd = curves.rows[found], curves.mjd_tai[found]
+    night = night_of(mjd)
+    is_new = np.ones(len(found), np.bool_)
+    is_new[1:] = (np.diff(night) != 0) | (np.diff(rows) != 0)
+    total = np.append(0, np.cumsum(is_new))
+    ordinal = total[1:] - total[first[:-1]][rows]
+    n_nights = np.diff(total[first])
+    since = mjd - mjd[np.minimum(first[:-1], max(len(found) - 1, 0))][rows] if len(found) else mjd
+
+    def at(count: Integers, valid: NDArray[np.bool_]) -> Integers:
+        place = np.full(len(curves), -1, np.int64)
+        rows_with = np.flatnonzero(valid & (count > 0))
+        place[rows_with] = found[first[:-1][rows_with] + count[rows_with] - 1]
+        return place
+
+    everyone = np.ones(len(curves), np.bool_)
+    groups = {str(k) if k else "all": at(np.full(len(curves), k) if k else n_found, n_found >= k) for k in detections}
+    for n in NIGHTS:
+        groups[f"nights:{n}"] = at(np.bincount(rows[ordinal <= n], minlength=len(curves)), n_nights >= n)
+    for d in DAYS:
+        groups[f"days:{d}"] = at(np.bincount(rows[since <= d], minlength=len(curves)), everyone)
+    return groups
+
+
+def answer(model: Model, curves: LightCurves, newest: Integers, window_d: float) -> Packets:
+    """The model's probabilities of the packets whose newest points are these (flat indices, sorted, no repeats)."""
+    rows = curves.rows[newest]
+    probability = np.empty((len(newest), len(model.card.classes)), np.float32)
+    n_detections, n_points = np.empty((2, len(newest)), np.int64)
+    for start in range(0, len(newest), PACKETS_PER_CALL):
+        part = slice(start, start + PACKETS_PER_CALL)
+        packets = cut(curves.take(rows[part]), curves.mjd_tai[newest[part]], window_d)
+        probability[part] = model.predict(packets)
+        n_detections[part] = np.bincount(packets.rows[packets.detected], minlength=len(packets))
+        n_points[part] = packets.counts
+    return Packets(newest, probability, n_detections, n_points)
+
+
+def _of_model(data: Labelled, model: Model, detections: tuple[int, ...], prior: str, held_out: bool) -> Figures:
+    started = time.monotonic()
+    names = tuple(c.name for c in model.card.classes)
+    index, left_out = _labels(data, names)
+    is_seen = np.bincount(data.curves.rows[data.curves.detected], minlength=len(data.curves)) > 0
+    left_out["never detected"] = int(((index >= 0) & ~is_seen).sum())
+    kept = (index >= 0) & is_seen
+    side, warning = _sides(data, model.card)
+    if held_out:
+        if side is None:
+            raise UsageError(f"--held-out: {warning}")
+        left_out["not held out"] = int((kept & (side != split.TEST)).sum())
+        kept &= side == split.TEST
+    rows = np.flatnonzero(kept)
+    curves, label = data.curves.take(rows), index[rows]
+    groups = triggers(curves, detections)
+    newest = np.unique(np.concatenate(list(groups.values())))
+    packets = answer(model, curves, newest[newest >= 0], WINDOW_D[data.survey])
+    shares = prior_shares(prior, names, label)
+    about = _about(data, model, left_out, {n: s for n, s in zip(names, shares.tolist(), strict=True) if s > 0})
+    about |= {"n_objects": len(rows), "held_out": held_out}
+    about["warnings"] = [] if held_out or warning is None else [_trained_on(data, model.card, side, kept, warning)]
+    figures: Figures = {}
+    for group, point in groups.items():
+        chosen = np.flatnonzero(point >= 0)
+        place = np.searchsorted(packets.newest, point[chosen])
+        figures[group] = _figures(model.card, data.survey, label[chosen], packets, place, shares)
+    about["seconds"] = round(time.monotonic() - started, 1)
+    return figures | {"about": about}
+
+
+def _labels(data: Labelled, names: tuple[str, ...]) -> tuple[Integers, dict[str, int]]:
+    """Index among the model's classes of each object, -1 where it has none; and how many have none, by reason."""
+    index = {name: classes.in_model(name, names) for name in set(data.label) if name is not None}
+    found = np.array([-1 if name is None else index[name] for name in data.label], np.int64)
+    lost = Counter(
+        "unlabelled" if ours is None else f"class {written if ours == '?' else ours}: the model has none such"
+        for ours, written, i in zip(data.label, data.written, found.tolist(), strict=True)
+        if i < 0
+    )
+    return found, dict(lost.most_common())
+
+
+def _sides(data: Labelled, card: Card) -> tuple[NDArray[np.int8] | None, str | None]:
+    """Side of each object in the model's split, or None and why it is not known; (None, None): not a training set."""
+    if not card.training_data:
+        return None, f"the card of {card.name} names no training sets"
+    source = next((t for t in card.training_data if t.name == data.name), None)
+    if source is None:
+        sets = ", ".join(t.name for t in card.training_data)
+        return None, f"{card.name} was trained on {sets}; {data.name} is none of them by its name"
+    if card.split_rule != split.RULE:
+        return None, f"the card's split rule is {card.split_rule!r}, this broker knows {split.RULE!r}"
+    nowhere = np.full(len(data.ra), np.nan)
+    ra, dec = (data.ra, data.dec) if source.has_positions else (nowhere, nowhere)
+    return split.sides(data.object_name, ra, dec), ""
+
+
+def _trained_on(data: Labelled, card: Card, side: NDArray[np.int8] | None, kept: NDArray[np.bool_], reason: str) -> str:
+    if side is None:
+        return f"{reason}. Objects that are in them under another name can't be told apart"
+    n_train, n_calibration, n_test = (
+        int((side[kept] == s).sum()) for s in (split.TRAIN, split.CALIBRATION, split.TEST)
+    )
+    return (
+        f"{data.name} is a training set of {card.name}. By its split ({split.RULE}) {n_train} of these objects are of "
+        f"the training side and {n_calibration} of calibration: if the model was trained on them, the figures are too "
+        f"good. --held-out keeps the {n_test} of the test side"
+    )
+
+
+def prior_shares(prior: str, names: tuple[str, ...], label: Integers) -> NDArray[np.float64]:
+    """Share of each class, (classes,): "set" as in the set, "flat", or "SNIa=0.7,SNII=0.3". Raises UsageError."""
+    count = np.bincount(label, minlength=len(names)).astype(np.float64)
+    if prior == "set":
+        shares = count
+    elif prior == "flat":
+        shares = (count > 0).astype(np.float64)
+    else:
+        shares = np.zeros(len(names))
+        for item in prior.split(","):
+            name, _, text = item.partition("=")
+            try:
+                share = float(text)
+            except ValueError:
+                share = np.nan
+            if name.strip() not in names or not 0 <= share < np.inf:
+                allowed = f"set, flat or NAME=SHARE,... with classes {', '.join(names)}"
+                raise UsageError(f"--prior {prior!r}: {item!r} is not understood; {allowed}")
+            shares[names.index(name.strip())] = share
+    return np.asarray(shares / max(shares.sum(), np.finfo(np.float64).tiny))
+
+
+def _about(data: Labelled, model: Model, left_out: dict[str, int], prior: Mapping[str, float]) -> Figures:
+    card = model.card
+    return {
+        "dataset": data.name,
+        "model": f"{card.name}@{card.version}",
+        "sha256": card.sha256,
+        "rules_version": RULES_VERSION,
+        "survey": data.survey,
+        "window_d": WINDOW_D[data.survey],
+        "zero_point": data.zero_point,
+        "label_column": data.label_column,
+        "prior": prior,
+        "left_out": {reason: n for reason, n in left_out.items() if n},
+        "notes": list(data.notes),
+    }
+
+
+def _figures(
+    card: Card, survey: str, label: Integers, packets: Packets, place: Integers, shares: NDArray[np.float64]
+) -> Figures:
+    """All figures of one group; place: which of the packets each of its objects has."""
+    usable = np.isfinite(packets.probability[place]).all(1)
+    label, place = label[usable], place[usable]
+    probability = packets.probability[place].astype(np.float64)
+    matrix = scores.confusion(label, probability.argmax(1), len(card.classes))
+    evident = probability.max(1, initial=0) >= card.threshold(survey, packets.n_detections[place])
+    evident &= packets.n_points[place] >= card.min_points
+    right = probability.argmax(1) == label if len(label) else np.zeros(0, np.bool_)
+    found: Figures = {"n": len(label), "n_without_answer": int((~usable).sum())}
+    for name, figure in (
+        ("macro_f1", scores.macro_f1),
+        ("accuracy", scores.accuracy),
+        ("balanced_accuracy", scores.balanced_accuracy),
+    ):
+        found[name] = float(figure(matrix)) if len(label) else np.nan
+        found[f"{name}_interval"] = scores.confusion_interval(matrix, figure)
+    intervals = scores.probability_intervals(label, probability)
+    for name, of_all in (
+        ("weighted_log_loss", scores.weighted_log_loss),
+        ("ece", scores.ece),
+        ("brier", scores.brier),
+    ):
+        found[name] = of_all(label, probability)
+        found[f"{name}_interval"] = intervals[name]
+    found["answer_rate"] = float(evident.mean()) if len(label) else np.nan
+    found["answered_accuracy"] = float(right[evident].mean()) if evident.any() else np.nan
+    found["within"] = _within(label, probability)
+    found["classes"] = _classes(card, label, probability, matrix, shares)
+    return found
+
+
+def _within(label: Integers, probability: NDArray[np.float64]) -> Figures:
+    """The same with answers among the set's own classes only: their probabilities are scaled to sum to 1."""
+    present, own = np.unique(label, return_inverse=True)
+    share = probability[:, present]
+    share = share / np.maximum(share.sum(1, keepdims=True), scores.LEAST_PROBABILITY)
+    if not len(label):
+        return dict.fromkeys(("macro_f1", "accuracy", "weighted_log_loss", "ece"), np.nan)
+    matrix = scores.confusion(own, share.argmax(1), len(present))
+    return {
+        "macro_f1": float(scores.macro_f1(matrix)),
+        "accuracy": float(scores.accuracy(matrix)),
+        "weighted_log_loss": scores.weighted_log_loss(own, share),
+        "ece": scores.ece(own, share),
+    }
+
+
+def _classes(
+    card: Card,
+    label: Integers,
+    probability: NDArray[np.float64],
+    matrix: NDArray[np.float64],
+    shares: NDArray[np.float64],
+) -> Figures:
+    weight = scores.prior_weights(label, shares)
+    precision, recall = scores.precision(matrix), scores.recall(matrix)
+    found: Figures = {}
+    for i, name in enumerate(c.name for c in card.classes):
+        n, answered = int(matrix[i].sum()), int(matrix[:, i].sum())
+        found[name] = {"n": n, "n_answered": answered, "precision": precision[i], "recall": recall[i]}
+        if n and weight[label == i].sum() > 0:
+            curve = scores.purity_curve(label == i, probability[:, i], weight)
+            found[name] |= {
+                "completeness_at_90_purity": scores.completeness_at(0.90, curve),
+                "completeness_at_95_purity": scores.completeness_at(0.95, curve),
+                "purity_at_50_completeness": scores.purity_at(0.50, curve),
+            }
+    return found
+
+
+def check_output(path: Path) -> None:
+    """Raises UsageError when there is no folder for this file: before the work, not after it."""
+    if not path.absolute().parent.is_dir() or path.is_dir():
+        raise UsageError(f"--json {str(path)!r}: needs a file name in a folder that exists")
+
+
+def save(figures: Mapping[str, Figures], path: Path) -> None:
+    """Writes figures as JSON; what is not defined (a precision of a class never answered) is null."""
+    path.write_text(json.dumps(_plain(figures), indent=1, allow_nan=False) + "\n")
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, float | np.floating):
+        return round(float(value), 5) if np.isfinite(value) else None
+    return value
+
+
+def show(figures: Mapping[str, Figures], out: Console) -> None:
+    """Prints how the set was read, what was left out, warnings, the groups, and the classes at the last packet."""
+    for name, of_model in figures.items():
+        about = of_model["about"]
+        reading = [*about["notes"], f"packets of {about['survey']}: {about['window_d']:g} days"]
+        lines = [f"{name} on {about['dataset']}: {about['n_objects']} objects", *(f"  {note}" for note in reading)]
+        lines += [f"  left out: {n} {reason}" for reason, n in about["left_out"].items()]
+        lines += [f"warning: {text}" for text in about["warnings"]]
+        out.print("\n".join(lines), markup=False, highlight=False)
+        groups = {key: value for key, value in of_model.items() if key != "about"}
+        titles = ("packet", "n", "macro-F1", "95 % of it", "loss", "acc.", "ECE", "answered", "right")
+        table = Table(*(Column(title, no_wrap=True) for title in titles), box=None, pad_edge=False)
+        for group, f in groups.items():
+            low, high = f["macro_f1_interval"]
+            columns = ("weighted_log_loss", "accuracy", "ece", "answer_rate", "answered_accuracy")
+            row = (group, str(f["n"]), _cell(f["macro_f1"]), f"{_cell(low)} {_cell(high)}")
+            table.add_row(*row, *(_cell(f[column]) for column in columns))
+        out.print(table)
+        last = list(groups)[-1] if "all" not in groups else "all"
+        out.print(_classes_table(last, groups[last]["classes"], about["prior"]))
+
+
+def _classes_table(group: str, found: Figures, prior: Mapping[str, float]) -> Table:
+    columns = (
+        "precision",
+        "recall",
+        "completeness_at_90_purity",
+        "completeness_at_95_purity",
+        "purity_at_50_completeness",
+    )
+    titles = ("precision", "recall", "complete at 90 % pure", "complete at 95 %", "pure at 50 % complete")
+    table = Table(f"class ({group})", "prior", "n", *titles, box=None, pad_edge=False)
+    for name, f in found.items():
+        shares = [name, f"{prior.get(name, 0):.3f}", str(f["n"])]
+        table.add_row(*shares, *(_cell(f.get(column, np.nan)) for column in columns))
+    return table
+
+
+def _cell(value: float) -> str:
+    return f"{value:.3f}" if np.isfinite(value) else "-"

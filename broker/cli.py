@@ -115,7 +115,7 @@ def evaluate(
 ) -> None:
     """Figures of models on a labelled set of light curves, by detections, nights and days.
 
-    Example: broker evaluate ../shared/datasets/spcc --held-out --json figures.json
+    Example: broker evaluate datasets/spcc --held-out --json figures.json
     """
     from broker.evaluate import check_output, save, show
     from broker.evaluate import evaluate as measure

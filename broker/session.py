@@ -13,7 +13,7 @@ from broker.decode import LIMITS
 from broker.errors import UsageError
 from broker.java import DATA, jars, java
 
-# Arrow batches to Python: the default of 64 MB doubles the cost of large alerts (docs/spark.md).
+# Arrow batches to Python: the default of 64 MB doubles the cost of large alerts.
 ARROW_BATCH_BYTES = "8m"
 ARROW_BATCH_ROWS = 256
 

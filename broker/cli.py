@@ -153,7 +153,11 @@ def replay(
     _log_to_terminal()
     files = [(path, root) for path in paths for root in (path if path.is_dir() else path.parent,)]
     frames = (f for path, root in files for file in find_files([path]) for f in read_frames(file, root, 16_777_216))
-    sent = send(frames, servers, topic, rate)
+    terminal = Console(stderr=True)
+    with terminal.status("replaying ...") as status:  # prints nothing where no terminal is
+        sent = send(
+            frames, servers, topic, rate, lambda n, n_bytes: status.update(f"{n} alerts, {n_bytes / 1e6:.1f} MB")
+        )
     what = "interrupted; sent" if sent.was_interrupted else "sent"
     out.print(
         f"{what} {sent.n} alerts, {sent.n_bytes / 1e6:.1f} MB in {sent.seconds:.1f} s; last: {sent.last or 'none'}"

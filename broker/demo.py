@@ -133,7 +133,9 @@ def _show(records: list[dict[str, Any]], counts: Counter[str], night: _Night, ou
     table = Table("survey", "object", "class", "prob.", "points", "verdict", title="A few classifications")
     chosen = sorted(records, key=lambda r: (r["status"] != "classified", -(r["probability"] or 0)))
     for survey in night.frames:
-        for r in [r for r in chosen if r["survey"] == survey][:5]:
+        # the surest of each class, as far as there are five
+        best = {(r["status"], r["class_name"]): r for r in reversed([r for r in chosen if r["survey"] == survey])}
+        for r in sorted(best.values(), key=chosen.index)[:5]:
             probability = "-" if r["probability"] is None else f"{r['probability']:.2f}"
             verdict = r["status"] if r["reason"] == "ok" else f"{r['status']}: {r['reason']}"
             cells = (r["object_id"] or "-", r["class_name"] or "-", probability, r["n_points_used"], verdict)

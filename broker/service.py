@@ -170,8 +170,9 @@ class Service:
         batch_spans = spans(place["startOffset"], place["endOffset"], initial)
         balance = self._balance(stream, batch, batch_spans, ledger)
         self.answered.update(balance.counts)
-        lag = _lag(place)
-        _log.info("%s", log_line(stream.source.name, batch, balance, event["durationMs"], lag))
+        if balance.expected:
+            lag = _lag(place)
+            _log.info("%s", log_line(stream.source.name, batch, balance, event["durationMs"], lag))
 
     def _balance(self, stream: Stream, batch: int, batch_spans: list[Span], ledger: LedgerTopic) -> Balance:
         """The books of one batch; raises LedgerError unless they balance."""

@@ -159,10 +159,19 @@ def _schema(name: str) -> Any:
 
 
 def _lsst(schema_id: int, record: Record) -> Template:
-    record = record | {"diaSource": record["diaSource"] | {"diaSourceId": FIRST_ID}}
-    record |= {name: FIRST_ID for name in ("diaSourceId", "alertId") if name in record}
-    body = _encoded(_schema(f"lsst/{schema_id}"), record)
-    return Template(struct.pack(">BI", 0, schema_id) + body, _long(FIRST_ID), _n_points(record))
+    return Template(lsst_frame(schema_id, record, FIRST_ID), _long(FIRST_ID), _n_points(record))
+
+
+def lsst_frame(schema_id: int, record: Record, source_id: int) -> bytes:
+    """An LSST alert under another source id, as it comes from Kafka."""
+    record = record | {"diaSource": record["diaSource"] | {"diaSourceId": source_id}}
+    record |= {name: source_id for name in ("diaSourceId", "alertId") if name in record}
+    return struct.pack(">BI", 0, schema_id) + _encoded(_schema(f"lsst/{schema_id}"), record)
+
+
+def lsst_sample(deep: bool) -> tuple[int, Record]:
+    """Schema id and record of one shallow or deep LSST alert."""
+    return (_deep() if deep else _shallow())[0]
 
 
 def _ztf() -> Iterator[Template]:

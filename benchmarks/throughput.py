@@ -102,8 +102,8 @@ def _done(checkpoint: Path, batch: int) -> int:
     return sum(sum(partitions.values()) for partitions in offsets.values())
 
 
-def product(todo: Job) -> None:
-    """The product, as `broker run` runs it, until all is answered."""
+def product(todo: Job, once: bool = True) -> None:
+    """The product, as `broker run` runs it, until all is answered (or, not `once`, until SIGTERM)."""
     path = Path(todo.folder) / "broker.toml"
     path.write_text(
         f"""
@@ -127,7 +127,7 @@ start = "earliest"
 max_alerts_per_batch = {todo.batch}
 """
     )
-    service.Service(config.load(path), once=True).run()
+    service.Service(config.load(path), once=once).run()
 
 
 def child(system: str, todo: Job, warm_up: int) -> dict[str, float]:

@@ -285,7 +285,7 @@ def detections(table: pd.DataFrame) -> NDArray[np.bool_] | None:
     """The column `detected`, None where there is none; missing values count as not detected."""
     if "detected" not in table:
         return None
-    return np.asarray(table["detected"].fillna(False).astype(bool), np.bool_)
+    return np.asarray(table["detected"].eq(True).astype("boolean").fillna(False), np.bool_)
 
 
 def _strange_fluxes(curves: LightCurves) -> list[str]:

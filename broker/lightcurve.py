@@ -227,7 +227,7 @@ def thin(curves: LightCurves, max_points: int) -> LightCurves:
     long = np.flatnonzero(curves.counts > max_points)
     if not len(long):
         return curves
-    shortened = _thin_evenly(_average_nights(curves.take(long), max_points), max_points)
+    shortened = _thin_evenly(*_average_nights(curves.take(long), max_points), max_points)
     if len(long) == len(curves):
         return shortened
     everything = LightCurves.concatenate([curves, shortened])
@@ -246,8 +246,11 @@ def _protected(curves: LightCurves) -> Bools:
     return stays
 
 
-def _average_nights(curves: LightCurves, max_points: int) -> LightCurves:
-    """Average the points of one (night, band), oldest night first, until a curve fits max_points or is done."""
+def _average_nights(curves: LightCurves, max_points: int) -> tuple[LightCurves, Bools]:
+    """Average the points of one (night, band), oldest night first, until a curve fits max_points or is done.
+
+    Also says which of the points are protected: an average may lie before the first detection and be one itself.
+    """
     rows, stays = curves.rows, _protected(curves)
     night = night_of(curves.mjd_tai)
     alone = np.where(stays, np.arange(len(rows)) + 1, 0)  # a protected point is a group of its own
@@ -263,10 +266,12 @@ def _average_nights(curves: LightCurves, max_points: int) -> LightCurves:
     averaged = before < (curves.counts - max_points)[owner]
     group = np.cumsum(new) - 1
     new |= ~averaged[group]
-    return _averages(curves, order, np.flatnonzero(new), len(curves))
+    return _averages(curves, stays, order, np.flatnonzero(new))
 
 
-def _averages(curves: LightCurves, order: npt.NDArray[np.intp], starts: npt.NDArray[np.intp], n: int) -> LightCurves:
+def _averages(
+    curves: LightCurves, stays: Bools, order: npt.NDArray[np.intp], starts: npt.NDArray[np.intp]
+) -> tuple[LightCurves, Bools]:
     """One point per run order[starts[i]:starts[i+1]], weighted by inverse variance, back in time order."""
     error = curves.flux_err[order].astype(np.float64)
     length = np.diff(np.append(starts, len(order)))
@@ -285,10 +290,12 @@ def _averages(curves: LightCurves, order: npt.NDArray[np.intp], starts: npt.NDAr
     detected = np.logical_or.reduceat(curves.detected[order], starts)
     rows, band = curves.rows[point], curves.band[point]
     back = np.lexsort((band, mjd, rows))
-    return LightCurves(offsets_of(rows, n), mjd[back], band[back], flux[back], flux_err[back], detected[back])
+    offsets = offsets_of(rows, len(curves))
+    averaged = LightCurves(offsets, mjd[back], band[back], flux[back], flux_err[back], detected[back])
+    return averaged, stays[point][back]
 
 
-def _thin_evenly(curves: LightCurves, max_points: int) -> LightCurves:
+def _thin_evenly(curves: LightCurves, stays: Bools, max_points: int) -> LightCurves:
     """Drop points evenly from the oldest part of what is still too long."""
     rows, counts = curves.rows, curves.counts
     position = np.arange(len(rows)) - curves.offsets[:-1][rows]
@@ -297,7 +304,7 @@ def _thin_evenly(curves: LightCurves, max_points: int) -> LightCurves:
     keep = block - excess[rows]
     with np.errstate(divide="ignore", invalid="ignore"):
         even = (position >= block) | ((position + 1) * keep // block > position * keep // block)
-    rank = np.where(_protected(curves), 2, even.astype(np.int64))
+    rank = np.where(stays, 2, even.astype(np.int64))
     order = np.lexsort((-position, -rank, rows))
     chosen = order[position < max_points]  # order keeps curves together, so positions count the ranks as well
     return curves.select(np.sort(chosen))

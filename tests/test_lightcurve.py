@@ -340,3 +340,17 @@ def test_units() -> None:
     assert flux.tolist() == pytest.approx([1.0, -1.0, 1000.0])
     mjd = lightcurve.mjd_tai_of_jd_utc(np.array([2_460_000.5]), np.array([30.0]))
     assert (mjd[0] - 60_000.0) * 86400 == pytest.approx(37 + 15, abs=1e-4)
+
+
+def test_an_average_before_the_first_detection_does_not_take_its_place() -> None:
+    # one night: a deep forced point, the first detection, a shallow second one; then 40 nights of single points
+    mjd = np.concatenate([[60000.80, 60000.90, 60000.95], 60002.8 + np.arange(40)])
+    flux_err = np.concatenate([[1.0, 5.0, 50.0], np.full(40, 5.0)]).astype(np.float32)
+    detected = np.concatenate([[False, True, True], np.zeros(40, np.bool_)])
+    n = len(mjd)
+    curves = LightCurves(np.array([0, n]), mjd, np.zeros(n, np.int8), np.full(n, 60.0, np.float32), flux_err, detected)
+    for max_points in range(2, 42):
+        found = thin(curves, max_points)
+        assert 60000.90 in found.mjd_tai, max_points
+        assert found.mjd_tai[-1] == mjd[-1]
+        assert len(found.mjd_tai) <= max_points

@@ -93,8 +93,9 @@ def point_counts(n: int) -> list[int]:
     points = np.arange(1, MAX_AVERAGE_POINTS + 1)
 
     def weights(scale: float) -> np.ndarray[Any, Any]:
-        found = np.exp(-points / scale)
-        return found / found.sum()
+        found: np.ndarray[Any, Any] = np.exp(-points / scale)
+        found /= found.sum()
+        return found
 
     low, high = 1.0, 1000.0
     while high - low > 1e-6:

@@ -27,7 +27,7 @@ import onnxruntime as ort
 import pandas as pd
 import pyarrow as pa
 from confluent_kafka import Consumer, Message, Producer, TopicPartition
-from pyspark.sql import functions as F
+from pyspark.sql.pandas.functions import PandasUDFType, pandas_udf
 from pyspark.sql.types import BinaryType
 
 from broker import job, model, registry, session, sources, surveys
@@ -75,7 +75,7 @@ def field(todo: Job) -> None:
     spark.sparkContext.addPyFile(shutil.make_archive(f"{todo.folder}/field", "zip", here.parent, here.name))
     options = {"kafka.bootstrap.servers": todo.bootstrap_servers}
     frames = sources.kafka(spark, options, (todo.topic,), "earliest", todo.batch)
-    answer = F.pandas_udf(_field_udf(todo.survey, todo.model), BinaryType())  # type: ignore[call-overload]
+    answer = pandas_udf(_field_udf(todo.survey, todo.model), BinaryType(), PandasUDFType.SCALAR)
     writer = frames.select("key", answer("value").alias("value")).writeStream.format("kafka")
     writer = writer.options(**options, **PRODUCER).option("topic", todo.out)
     writer = writer.option("checkpointLocation", str(todo.checkpoint)).trigger(availableNow=True)
@@ -97,7 +97,7 @@ def _field_answer(value: bytes, survey: Survey, folder: str) -> bytes:
     record = _whole(value, survey)
     session_, card = _field_model(folder)
     points = _points(record, survey)[-card.max_points :]
-    feed = {
+    feed: dict[str, np.ndarray[Any, Any]] = {
         "mjd": np.zeros((1, card.max_points)),
         "flux": np.zeros((1, card.max_points), np.float32),
         "flux_err": np.ones((1, card.max_points), np.float32),
@@ -237,7 +237,7 @@ class _Lean:
         ids = verdicts.gathered.columns["source_id"].to_pylist()
         for message, source_id, value in zip(messages, ids, values, strict=True):
             place = f"lean:{message.topic()}:{message.partition()}:{message.offset()}".encode()
-            headers = [("alert", place), ("model", self.passport.model.encode())]
+            headers: list[tuple[str, str | bytes | None]] = [("alert", place), ("model", self.passport.model.encode())]
             self.producer.produce(self.out, value, str(source_id).encode(), headers=headers)
             self.producer.poll(0)
 
@@ -298,7 +298,7 @@ def _pruned(value: bytes, survey: Survey) -> tuple[Record, str]:
             if size:  # a container: header, sync marker, count and size of its one block
                 file.seek(size + 16)
                 for _ in range(2):
-                    fastavro.schemaless_reader(file, "long", None)  # type: ignore[arg-type]
+                    fastavro.schemaless_reader(file, "long", None)
             found = fastavro.schemaless_reader(file, writer, reader)
             assert isinstance(found, dict)
             return found, label

@@ -126,7 +126,8 @@ def _keep_batches(spark: SparkSession, todo: Job) -> None:
 
         return run
 
-    task, job.task = job.task, keep
+    task = getattr(job, "task")  # noqa: B009  # its place is taken for a moment: what it would get is kept
+    setattr(job, "task", keep)  # noqa: B010
     try:
         reader = spark.read.format("kafka").option("kafka.bootstrap.servers", todo.bootstrap_servers)
         reader = reader.option("subscribe", todo.topic).option("includeHeaders", "true")
@@ -135,7 +136,7 @@ def _keep_batches(spark: SparkSession, todo: Job) -> None:
         frames = reader.option("endingOffsets", ends).load().select(*sources.FRAME_COLUMNS)
         job.build(frames, surveys.find(todo.survey), assignment(todo)).collect()
     finally:
-        job.task = task
+        setattr(job, "task", task)  # noqa: B010
 
 
 def inside(todo: Job) -> dict[str, float]:

@@ -12,6 +12,7 @@ from typing import Any
 import fastavro
 import pytest
 
+from broker import model, surveys
 from broker.embedded import EmbeddedKafka
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))  # last: `broker` stays the installed package
@@ -104,7 +105,7 @@ def test_a_long_light_curve_has_its_points() -> None:
 
 @pytest.mark.parametrize("load", alerts.LOADS)
 def test_the_lean_baseline_reads_what_the_product_reads(load: str) -> None:
-    survey = baselines.surveys.find(alerts.LOADS[load].survey)
+    survey = surveys.find(alerts.LOADS[load].survey)
     for number, value in alerts.build(load, 30):
         record, label = baselines._pruned(value, survey)
         whole = decoded(load, value)
@@ -146,7 +147,7 @@ def test_warm_up_is_dropped() -> None:
 def test_a_small_run_of_the_lean_loop_answers_every_alert(kafka: EmbeddedKafka, tmp_path: Path) -> None:
     kafka.create_topics({"bench-in": 2, "bench-out": 2})
     throughput.feed(kafka.bootstrap_servers, "bench-in", "elasticc", 300)
-    folder = str(throughput.model.find("t2b-0").resolve())
+    folder = str(model.find("t2b-0").resolve())
     todo = baselines.Job(kafka.bootstrap_servers, "elasticc", "bench-in", "bench-out", 300, 100, str(tmp_path), folder)
     seen: list[int] = []
     baselines.lean(todo, seen.append)

@@ -226,7 +226,7 @@ def _measure_load(kafka: EmbeddedKafka, plan: Plan, load: str) -> dict[str, Any]
             found["runs"].append(run)
             say(
                 f"{load:13s} {system:8s} {run['cpu_us']:9.0f} us/alert  {run['per_core_s']:7.0f}/s/core  "
-                f"jvm {run['jvm_us']:.0f} workers {run['workers_us']:.0f} driver {run['driver_us']:.0f}  "
+                f"jvm {run['jvm_us']:.0f} (jit {run['jit_us']:.0f}) workers {run['workers_us']:.0f} driver {run['driver_us']:.0f}  "
                 f"broker {run['broker_us']:.0f}  load {run['machine']['load_after']} steal {run['machine']['steal']}"
             )
     found |= summary(found["runs"])

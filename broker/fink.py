@@ -105,26 +105,26 @@ def _udf(function: Callable[..., pd.DataFrame]) -> Callable[..., Column]:
 
 @_udf
 def classify_rubin(
-    time: pd.Series, flux: pd.Series, flux_err: pd.Series, band: pd.Series, *forced: pd.Series
+    time: pd.Series, flux: pd.Series, flux_err: pd.Series, band: pd.Series, *more: pd.Series
 ) -> pd.DataFrame:
     """Class, score and model version of LSST alerts.
 
-    Columns cmidpointMjdTai, cpsfFlux, cpsfFluxErr, cband, as concat_col makes them; then, where the stream has it, the
-    same four of prvDiaForcedSources.
+    Columns cmidpointMjdTai, cpsfFlux, cpsfFluxErr, cband, as concat_col makes them; then, where there are any, flags of
+    what counts as a detection, and the same four of prvDiaForcedSources.
     """
-    return table(RUBIN, (time, flux, flux_err, band), forced, _model())
+    return table(RUBIN, (time, flux, flux_err, band), more, _model())
 
 
 @_udf
 def classify_ztf(
-    time: pd.Series, band: pd.Series, mag: pd.Series, mag_err: pd.Series, sign: pd.Series, *forced: pd.Series
+    time: pd.Series, band: pd.Series, mag: pd.Series, mag_err: pd.Series, sign: pd.Series, *more: pd.Series
 ) -> pd.DataFrame:
     """Class, score and model version of ZTF alerts.
 
-    Columns cjd, cfid, cmagpsf, csigmapsf, cisdiffpos, as concat_col makes them; then, where the stream has it, jd, fid,
-    forcediffimflux, forcediffimfluxunc and magzpsci of fp_hists.
+    Columns cjd, cfid, cmagpsf, csigmapsf, cisdiffpos, as concat_col makes them; then, where there are any, flags of
+    what counts as a detection, and jd, fid, forcediffimflux, forcediffimfluxunc and magzpsci of fp_hists.
     """
-    return table(ZTF, (time, band, mag, mag_err, sign), forced, _model())
+    return table(ZTF, (time, band, mag, mag_err, sign), more, _model())
 
 
 @cache
@@ -133,9 +133,9 @@ def _model() -> Model:
     return load(find(MODEL))
 
 
-def table(contract: Contract, detections: Sequence[Lists], forced: Sequence[Lists], model: Model) -> pd.DataFrame:
+def table(contract: Contract, detections: Sequence[Lists], more: Sequence[Lists], model: Model) -> pd.DataFrame:
     """The answers as Spark takes them: columns of RESULT, null where there is none."""
-    best, score = classify(contract, detections, forced, model)
+    best, score = classify(contract, detections, more, model)
     card = model.card
     rows = [(card.classes[i].name, f"{card.name}@{card.version}") if i >= 0 else (None, None) for i in best.tolist()]
     name, version = zip(*rows, strict=True) if rows else ((), ())
@@ -144,34 +144,40 @@ def table(contract: Contract, detections: Sequence[Lists], forced: Sequence[List
 
 
 def classify(
-    contract: Contract, detections: Sequence[Lists], forced: Sequence[Lists], model: Model
+    contract: Contract, detections: Sequence[Lists], more: Sequence[Lists], model: Model
 ) -> tuple[Integers, npt.NDArray[np.float32]]:
     """Best class of n alerts, int64 (n,), index into the card's classes, and its probability, float32 (n,).
 
     -1 and NaN where no point is usable, or fewer than the card asks for.
     Raises UsageError for a wrong number of columns.
     """
-    curves = light_curves(contract, detections, forced)
+    curves = light_curves(contract, detections, more)
     probabilities = model.predict(curves)
     score: npt.NDArray[np.float32] = probabilities.max(axis=1)
     score[curves.counts < model.card.min_points] = np.nan
     return np.where(np.isnan(score), -1, probabilities.argmax(axis=1)), score
 
 
-def light_curves(contract: Contract, detections: Sequence[Lists], forced: Sequence[Lists] = ()) -> LightCurves:
-    """Light curves of n alerts by the rules, from their lists; forced: none, or all of the contract's columns.
+def light_curves(contract: Contract, detections: Sequence[Lists], more: Sequence[Lists] = ()) -> LightCurves:
+    """Light curves of n alerts by the rules, from their lists.
 
-    An alert whose lists are of unequal length has no point: nothing tells which value belongs to which time.
+    more: nothing; or flags, false where a source does not count as a detection; or the contract's columns of forced
+    photometry; or both, in this order. An alert whose lists are of unequal length has no point: nothing tells which
+    value belongs to which time.
     """
-    for given, names in ((detections, contract.columns), (forced, contract.forced_columns)):
-        if len(given) != len(names) and not (given is forced and not forced):
-            raise UsageError(f"{len(given)} columns given, expected {len(names)}: {', '.join(names)}")
-    found, last = _points(contract, contract.detections, detections, DETECTION)
+    roles = [*contract.detections]
+    if len(more) in (1, 1 + len(contract.forced)):
+        roles, detections, more = [*roles, "detected"], [*detections, more[0]], more[1:]
+    for given, names in ((detections, roles), (more or contract.forced, contract.forced)):
+        if len(given) != len(names):
+            wanted = ", ".join((*contract.columns, "flags of detections (optional)", *contract.forced_columns))
+            raise UsageError(f"{len(given)} columns given where {len(names)} belong; they are {wanted} (optional)")
+    found, last = _points(contract, roles, detections, DETECTION)
     found.kind[last] = TRIGGER
     newest = np.full(len(detections[0]), np.nan)
     newest[found.alert[last]] = found.mjd_tai[last]
-    if forced:
-        found = Points.concatenate([found, _points(contract, contract.forced, forced, FORCED)[0]])
+    if more:
+        found = Points.concatenate([found, _points(contract, contract.forced, more, FORCED)[0]])
     curves, _ = merge(found, len(newest), newest)
     return curves
 
@@ -194,6 +200,9 @@ def _points(
         if "zero_point" in column:
             count = flux_of_magnitude(_numbers(column["zero_point"]), np.array(True))
             flux, flux_err = flux * count, flux_err * count
+    detected = np.full(len(alert), kind != FORCED)
+    if "detected" in column:
+        detected = _codes(column["detected"], {False: 0}) != 0
     points = Points(
         alert,
         mjd_tai,
@@ -201,7 +210,7 @@ def _points(
         flux,
         flux_err,
         np.full(len(alert), kind, np.int8),
-        np.full(len(alert), kind != FORCED),
+        detected,
         np.ascontiguousarray(time).view(np.int64),  # an exposure is known by its time and band
         np.ones(len(alert), np.bool_),
     )

@@ -1,5 +1,6 @@
 """The science module for Fink: the job's probabilities from Fink's columns, and no alert that stops it."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -15,17 +16,17 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
-from samples import whole
+from samples import ROOT, whole
 
 from broker import fink, model, surveys
 from broker.errors import UsageError
 from broker.fink import RUBIN, ZTF, Contract
 from broker.gather import gather
-from broker.lightcurve import FORCED, LightCurves, Points, merge, thin
+from broker.lightcurve import DETECTION, FORCED, TRIGGER, LightCurves, Points, merge, thin
 
 MODEL = model.load(model.find(fink.MODEL))
 CONTRACTS = {"ztf": ZTF, "lsst": RUBIN}
-# Floors that also decide what counts as a detection: Fink applies its own, before any module
+# Floors that also decide what counts as a detection
 NO_FLOORS = {
     "ztf_max_nbad": 10**9,
     "ztf_min_drb": -1.0,
@@ -46,8 +47,8 @@ def alerts(survey: str) -> pa.StructArray:
     return hop(survey, [s.data for s in whole(survey) if CONTRADICTS_ITSELF not in s.file])["alert"]
 
 
-def of_the_job(found: pa.StructArray, survey: str, with_forced: bool) -> LightCurves:
-    gathered = gather(found, surveys.find(survey), policy(**NO_FLOORS))
+def of_the_job(found: pa.StructArray, survey: str, with_forced: bool, with_floors: bool = False) -> LightCurves:
+    gathered = gather(found, surveys.find(survey), policy(**({} if with_floors else NO_FLOORS)))
     points = gathered.points
     if not with_forced:
         kept = points.kind != FORCED
@@ -76,6 +77,32 @@ def test_light_curves_are_the_jobs_to_the_bit(survey: str, with_forced: bool) ->
     for name in LightCurves.__dataclass_fields__:
         assert np.array_equal(getattr(ours, name), getattr(due, name)), name
     assert len(due.mjd_tai) > 3 * len(due)
+
+
+def flags_of_the_job(found: pa.StructArray, survey: str) -> list[list[bool]]:
+    """Whether each source counts as a detection by the job's floors; limits, which are no points there, do."""
+    points, contract = gather(found, surveys.find(survey), policy()).points, CONTRACTS[survey]
+    past, own = (iter(points.detected[points.kind == kind].tolist()) for kind in (DETECTION, TRIGGER))
+    records = found.to_pylist()
+    return [
+        [True if p.get("magpsf", 0) is None else next(past) for p in r[contract.history] or ()] + [next(own)]
+        for r in records
+    ]
+
+
+@pytest.mark.parametrize("with_forced", [False, True])
+@pytest.mark.parametrize("survey", CONTRACTS)
+def test_with_flags_of_detections_they_are_those_of_the_default_policy(survey: str, with_forced: bool) -> None:
+    found, contract = alerts(survey), CONTRACTS[survey]
+    records = found.to_pylist()
+    more = [flags_of_the_job(found, survey), *(forced_lists(records, contract) if with_forced else [])]
+    ours, due = (
+        fink.light_curves(contract, lists(records, contract), more),
+        of_the_job(found, survey, with_forced, True),
+    )
+    for name in LightCurves.__dataclass_fields__:
+        assert np.array_equal(getattr(ours, name), getattr(due, name)), name
+    assert due.detected.sum() < of_the_job(found, survey, with_forced).detected.sum()
 
 
 @pytest.mark.parametrize("survey", CONTRACTS)
@@ -197,10 +224,18 @@ GOOD_OF: dict[str, tuple[Any, ...]] = {
 
 
 def test_a_wrong_number_of_columns_is_said() -> None:
-    with pytest.raises(UsageError, match="3 columns given, expected 4: cmidpointMjdTai, cpsfFlux, cpsfFluxErr, cband"):
+    with pytest.raises(
+        UsageError, match="3 columns given where 4 belong; they are cmidpointMjdTai, cpsfFlux, cpsfFluxE"
+    ):
         fink.light_curves(RUBIN, [[], [], []])
-    with pytest.raises(UsageError, match=r"1 columns given, expected 5: fp_hists\.jd"):
-        fink.light_curves(ZTF, [[]] * 5, [[]])
+    with pytest.raises(UsageError, match=r"2 columns given where 5 belong; they are cjd, .*, fp_hists\.jd, "):
+        fink.light_curves(ZTF, [[]] * 5, [[]] * 2)
+
+
+def test_flags_say_what_is_a_detection() -> None:
+    curves = fink.light_curves(RUBIN, [[column] for column in GOOD], [[[False, None]]])
+    assert curves.detected.tolist() == [False, True]
+    assert not len(fink.light_curves(RUBIN, [[column] for column in GOOD], [[[True]]]).mjd_tai)  # of unequal length
 
 
 # --- Fink's environment -------------------------------------------------------------------------------------------
@@ -234,9 +269,10 @@ def frame(spark: SparkSession, survey: str, folder: Path) -> tuple[DataFrame, pa
     table = pa.table({"row": pa.array(range(len(found)), pa.int64())} | fields)
     pq.write_table(table, folder / f"{survey}.parquet")
     df = spark.read.parquet(str(folder / f"{survey}.parquet"))
-    for name, field in zip(contract.columns, contract.detections.values(), strict=True):
+    floors = ("nbad", "drb", "rb") if survey == "ztf" else ()
+    for field in (*contract.detections.values(), *floors):
         past, own = df[f"{contract.history}.{field}"], F.array(df[f"{contract.current}.{field}"])
-        df = df.withColumn(name, F.when(past.isNotNull(), F.concat(past, own)).otherwise(own))
+        df = df.withColumn(f"c{field}", F.when(past.isNotNull(), F.concat(past, own)).otherwise(own))
     return df, found
 
 
@@ -259,6 +295,16 @@ def test_in_spark_the_scores_are_the_jobs(spark: SparkSession, survey: str, tmp_
 
 def expected(found: pa.StructArray, survey: str, with_forced: bool) -> NDArray[np.float32]:
     return MODEL.predict(thin(of_the_job(found, survey, with_forced), MODEL.card.max_points))
+
+
+def test_in_spark_the_pages_flags_are_the_jobs_floors(spark: SparkSession, tmp_path: Path) -> None:
+    df, found = frame(spark, "ztf", tmp_path)
+    page = (ROOT / "docs" / "fink.md").read_text()
+    flags = F.expr("".join(re.findall(r'^(?:flags = F\.expr\(| +)"(.*)"\)?$', page, re.M)))
+    answered = df.withColumn("t2b", fink.classify_ztf(*ZTF.columns, flags)).select("row", "t2b.score").orderBy("row")
+    curves = of_the_job(found, "ztf", with_forced=False, with_floors=True)
+    due = MODEL.predict(thin(curves, MODEL.card.max_points)).max(axis=1)
+    assert np.abs(np.array([row["score"] for row in answered.collect()]) - due).max() < 1e-6
 
 
 def test_in_spark_none_is_null(spark: SparkSession) -> None:

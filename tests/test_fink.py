@@ -300,7 +300,8 @@ def expected(found: pa.StructArray, survey: str, with_forced: bool) -> NDArray[n
 def test_in_spark_the_pages_flags_are_the_jobs_floors(spark: SparkSession, tmp_path: Path) -> None:
     df, found = frame(spark, "ztf", tmp_path)
     page = (ROOT / "docs" / "fink.md").read_text()
-    flags = F.expr("".join(re.findall(r'^(?:flags = F\.expr\(| +)"(.*)"\)?$', page, re.M)))
+    shown = page.split("flags = F.expr(")[1].split("\ndf =")[0]
+    flags = F.expr("".join(re.findall(r'"(.*)"', shown)))
     answered = df.withColumn("t2b", fink.classify_ztf(*ZTF.columns, flags)).select("row", "t2b.score").orderBy("row")
     curves = of_the_job(found, "ztf", with_forced=False, with_floors=True)
     due = MODEL.predict(thin(curves, MODEL.card.max_points)).max(axis=1)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -166,21 +167,21 @@ def _surveys(curves: LightCurves, given: str | None) -> dict[str, Bools]:
 class _Scale:
     """What the caller says of units and bands."""
 
-    unit: str | None
-    zero_point: float | None
+    unit: Any
+    zero_point: Any
     bands: Mapping[Any, str]
 
     def magnitude_of_1(self) -> float:
         """AB magnitude of flux 1. Raises UsageError for an unknown unit or two that may differ."""
-        if self.unit is not None and self.unit not in UNITS:
+        if self.unit is not None and self.unit not in [*UNITS]:
             raise UsageError(
                 f"unit {self.unit!r} is unknown: one of {', '.join(UNITS)}, or zero_point=AB magnitude of flux 1"
             )
         if self.zero_point is None:
-            return UNITS[self.unit or "nJy"]
+            return UNITS["nJy" if self.unit is None else self.unit]
         if self.unit is not None:
             raise UsageError(f"unit {self.unit!r} and zero_point {self.zero_point!r} are both given; give one of them")
-        if not np.isreal(self.zero_point) or not np.isfinite(self.zero_point):
+        if not isinstance(self.zero_point, Real) or not np.isfinite(float(self.zero_point)):
             raise UsageError(f"zero_point {self.zero_point!r} must be a number: the AB magnitude of flux 1 (nJy: 31.4)")
         return float(self.zero_point)
 
@@ -294,8 +295,8 @@ def _encoded(table: pa.Table, name: str) -> tuple[Integers, npt.NDArray[Any]]:
     column = table[name]
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
-    if column.type == pa.string_view():
-        column = column.cast(pa.string())
+    if column.type == pa.string_view():  # Polars' texts; pyarrow 17 casts them to nothing
+        column = pa.chunked_array([pa.array(column.to_pylist(), pa.string())])
     encoded = column.combine_chunks().dictionary_encode()
     index: Integers = encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
     return index, encoded.dictionary.to_numpy(zero_copy_only=False)

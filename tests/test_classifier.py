@@ -207,6 +207,8 @@ def without(name: str) -> dict[str, Any]:
         (POINTS, {"unit": "nJy", "zero_point": 25.0}, "both given"),
         (POINTS, {"zero_point": float("nan")}, "zero_point nan must be a number"),
         (POINTS, {"zero_point": "AB"}, "zero_point 'AB' must be a number"),
+        (POINTS, {"zero_point": [31.4]}, r"zero_point \[31\.4\] must be a number"),
+        (POINTS, {"unit": ["nJy"]}, r"unit \['nJy'\] is unknown"),
         (POINTS, {"survey": "sdss"}, "survey='sdss'"),
         (POINTS | {"mjd": POINTS["mjd"] + 2400000.5}, {}, "is a JD: subtract 2400000.5"),
         (POINTS | {"flux": POINTS["band"]}, {}, "column flux holds string, expected numbers"),

@@ -293,10 +293,11 @@ def _bands(table: pa.Table, names: Mapping[Any, str]) -> Codes:
 def _encoded(table: pa.Table, name: str) -> tuple[Integers, npt.NDArray[Any]]:
     """Index of each value among the distinct ones, int64 (p,), -1 for null; the distinct ones as they appear."""
     column = table[name]
-    if pa.types.is_dictionary(column.type):
-        column = column.cast(column.type.value_type)
-    if column.type == pa.string_view():  # Polars' texts; pyarrow 17 casts them to nothing
+    kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
+    if kind == pa.string_view():  # Polars' texts, which pyarrow 17 casts to nothing
         column = pa.chunked_array([pa.array(column.to_pylist(), pa.string())])
+    elif kind != column.type:
+        column = column.cast(kind)
     encoded = column.combine_chunks().dictionary_encode()
     index: Integers = encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
     return index, encoded.dictionary.to_numpy(zero_copy_only=False)

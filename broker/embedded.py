@@ -14,6 +14,7 @@ import threading
 import time
 import uuid
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Self
@@ -92,12 +93,13 @@ class EmbeddedKafka:
         """Start and wait until a client gets an answer: about 3 s. A free port lost to another process is retried."""
         for tries_left in (2, 1, 0):
             try:
-                self._start(self._wanted_port or free_port())
-                return
-            except BaseException as error:
-                self.stop()
-                lost_port = isinstance(error, KafkaError) and "Address already in use" in self._tail()
-                if self._wanted_port or not lost_port or not tries_left:
+                with ExitStack() as undo:
+                    undo.callback(self.stop)
+                    self._start(self._wanted_port or free_port())
+                    undo.pop_all()
+                    return
+            except KafkaError:
+                if self._wanted_port or not tries_left or "Address already in use" not in self._tail():
                     raise
 
     def stop(self) -> None:
@@ -136,7 +138,9 @@ class EmbeddedKafka:
         runtime = str(java())
         self.log = new_log(port)
         scratch = None if self._folder else tempfile.mkdtemp(prefix="t2-broker-kafka-")
-        try:
+        with ExitStack() as undo:
+            if scratch:
+                undo.callback(shutil.rmtree, scratch, ignore_errors=True)
             folder = Path(scratch or self._folder or "").resolve()
             settings = self._write_settings(port, folder)
             jvm = [runtime, *JVM_OPTIONS, f"-Dlog4j2.configurationFile={folder / LOG4J_FILE}", "-cp", classpath]
@@ -145,10 +149,7 @@ class EmbeddedKafka:
                 cluster = cluster_id()
                 commands.insert(0, [*jvm, "kafka.tools.StorageTool", "format", "-t", cluster, "-c", str(settings)])
             self._watch(commands, scratch)
-        except BaseException:
-            if scratch and self._watchdog is None:
-                shutil.rmtree(scratch, ignore_errors=True)
-            raise
+            undo.pop_all()  # from here on the watchdog removes it
         self.bootstrap_servers = f"{self._host}:{port}"
         self._wait()
 

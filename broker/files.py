@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import logging
 import tempfile
-import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -113,16 +113,8 @@ def _rows(spark: SparkSession, survey: str, files: list[Path], root: Path, model
 
 def _write(spark: SparkSession, rows: DataFrame, folder: Path) -> None:
     """Run the batch, with a progress bar on a terminal."""
-    failure: list[Exception] = []
-
-    def work() -> None:
-        try:
-            rows.write.parquet(str(folder))
-        except Exception as error:  # noqa: BLE001  # handed on to the caller's thread below
-            failure.append(error)
-
-    worker = threading.Thread(target=work, daemon=True)
-    worker.start()
+    executor = ThreadPoolExecutor(1)
+    work = executor.submit(rows.write.parquet, str(folder))
     columns = (
         TextColumn("classifying"),
         BarColumn(),
@@ -133,14 +125,13 @@ def _write(spark: SparkSession, rows: DataFrame, folder: Path) -> None:
     with Progress(*columns, console=terminal, transient=True, disable=not terminal.is_terminal) as progress:
         bar = progress.add_task("", total=None)
         tracker = spark.sparkContext.statusTracker()
-        while worker.is_alive():
-            worker.join(0.2)
+        while wait([work], timeout=0.2).not_done:
             infos = [tracker.getStageInfo(stage) for stage in tracker.getActiveStageIds()]
             for info in infos:
                 if info is not None:
                     progress.update(bar, total=info.numTasks, completed=info.numCompletedTasks)
-    if failure:
-        raise failure[0]
+    executor.shutdown()
+    work.result()  # raises what the batch raised
 
 
 def _topic(rows: Path, topic: str) -> Iterator[pa.RecordBatch]:

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
+from onnxruntime.capi import onnxruntime_pybind11_state as ort_state
 
 from broker import classes
 from broker.errors import ModelError
@@ -23,6 +24,8 @@ from broker.lightcurve import BANDS, RULES_VERSION, LightCurves, thin
 
 T = TypeVar("T")
 
+# They share no base class, and versions differ in which there are.
+ORT_ERRORS = tuple(kind for kind in vars(ort_state).values() if isinstance(kind, type) and issubclass(kind, Exception))
 MODEL_FILE, CARD_FILE = "model.onnx", "card.toml"
 INPUTS = {
     "mjd": "tensor(double)",
@@ -190,7 +193,7 @@ def load(folder: Path) -> Model:
     # and the network's scores are bounded, so none arise (no difference in time was measured)
     try:
         session = ort.InferenceSession(content, options, providers=["CPUExecutionProvider"], disabled_optimizers=UNUSED)
-    except Exception as error:  # onnxruntime's errors share no base class
+    except ORT_ERRORS as error:
         raise ModelError(f"{path}: onnxruntime {ort.__version__} can't load it: {error}") from error
     _compare(path, card, session)
     return Model(card, session)

@@ -351,14 +351,17 @@ def time_at(consumer: Consumer, topic: str, partition: int, offset: int) -> int 
     """Time stamp in ms of the first record from an offset on; None where there is none."""
     consumer.assign([TopicPartition(topic, partition, offset)])
     deadline = time.monotonic() + TIMEOUT_S
-    while time.monotonic() < deadline:
-        message = consumer.poll(0.5)
-        if message is None:
-            continue
-        if end_of(message):
-            return None
-        kind, stamp = message.timestamp()
-        return None if kind == TIMESTAMP_NOT_AVAILABLE else stamp
+    try:
+        while time.monotonic() < deadline:
+            message = consumer.poll(0.5)
+            if message is None:
+                continue
+            if end_of(message):
+                return None
+            kind, stamp = message.timestamp()
+            return None if kind == TIMESTAMP_NOT_AVAILABLE else stamp
+    finally:
+        consumer.unassign()  # else it goes on fetching in the background
     raise KafkaError(f"{topic}:{partition}: can't be read within {TIMEOUT_S:g} s; at offset {offset}")
 
 

@@ -14,7 +14,7 @@ from rich.text import Text
 from broker.audit import Audit
 from broker.errors import UsageError
 from broker.ledger import runs
-from broker.reconcile import Books, Integers, Outside, Place, Window
+from broker.reconcile import Books, Integers, Outside, Window
 
 RUNS_SHOWN = 20
 _FAULTS: tuple[tuple[str, Callable[[Books], Integers]], ...] = (
@@ -40,16 +40,17 @@ def show(audit: Audit, console: Console) -> None:
     _say(console, last_line(audit), "bold green" if audit.is_balanced else "bold red")
 
 
-def faults(audit: Audit) -> Iterator[tuple[str, Place, Integers]]:
-    """What does not balance: the fault, the partition, the offsets of the alerts."""
+def faults(audit: Audit) -> Iterator[tuple[str, str, Integers]]:
+    """What does not balance: the fault, the partition (and hour), the offsets of the alerts."""
     for books in audit.books:
         for fault, offsets_of in _FAULTS:
             offsets = offsets_of(books)
             if offsets.size:
-                yield fault, books.window.place, offsets
+                hour = "" if books.window.hour is None else f" {books.window.hour}"
+                yield fault, f"{books.window.place}{hour}", offsets
     for outside in audit.outside:
         if outside.beyond.size:
-            yield _BEYOND, outside.place, outside.beyond
+            yield _BEYOND, str(outside.place), outside.beyond
 
 
 def last_line(audit: Audit) -> str:

@@ -1,6 +1,7 @@
 """The audit: its arithmetic against counting by hand, and the command over records on a real Kafka."""
 
 import json
+import threading
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from hypothesis import strategies as st
 from running import Alert, broker, send, topics_of, write_config
 
 from broker import config as configs
-from broker.audit import audit
+from broker.audit import audit, collect
 from broker.embedded import EmbeddedKafka
 from broker.ledger import Gap, LedgerRow, runs
 from broker.outlets import Headers, dead_letter, native, rows
@@ -350,6 +351,33 @@ def delete(kafka: EmbeddedKafka, topic: str, before: dict[int, int]) -> None:
     places = [TopicPartition(topic, partition, offset) for partition, offset in before.items()]
     for future in admin.delete_records(places).values():
         future.result(30)
+
+
+def test_reading_ends_while_a_job_writes_on(kafka: EmbeddedKafka) -> None:
+    kafka.create_topics({"audit-busy": 2})
+    options = {"bootstrap.servers": kafka.bootstrap_servers}
+    headers: Headers = [("alert", b"ztf:night:0:5"), ("model", b"m@1")]
+    stop, written = threading.Event(), threading.Event()
+
+    def write() -> None:
+        producer = Producer(options)
+        while not stop.is_set():
+            for partition in (0, 1):
+                producer.produce("audit-busy", value=b"x" * 100, headers=list(headers), partition=partition)
+            producer.flush(30)
+            written.set()
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        assert written.wait(30)
+        found = collect(options, "audit-busy")
+    finally:
+        stop.set()
+        writer.join()
+    assert found.n_records >= 2
+    assert [*found.offsets] == [(b"ztf:night:0", b"m@1")]
+    assert {*found.offsets[b"ztf:night:0", b"m@1"]} == {5}
 
 
 def test_wrong_usage_is_told(kafka: EmbeddedKafka, tmp_path: Path) -> None:

@@ -154,9 +154,9 @@ def hex_lines(value: bytes, start: int = 0, n_bytes: int = HEX_BYTES) -> list[st
     return lines
 
 
-def fault_at(letter: Rejected) -> int:
+def fault_at(letter: Rejected, detail: str) -> int:
     """Where to begin the dump: 128 bytes before the end if the bytes end too early, else at the beginning."""
-    ends_early = any(words in letter.text("detail") for words in ("end before the alert", "end inside the alert"))
+    ends_early = any(words in detail for words in ("end before the alert", "end inside the alert"))
     return max(0, len(letter.value or b"") - HEX_BYTES // 2) // 16 * 16 if ends_early and not letter.is_cut else 0
 
 
@@ -207,7 +207,7 @@ def show(letter: Rejected, opinion: Opinion, console: Console) -> None:
     if opinion.reason in ("cut", "unknown"):
         said = "not read again"
     _say(console, f"{said}: {printable(opinion.detail)}")
-    start = fault_at(letter)
+    start = fault_at(letter, opinion.detail)
     for line in hex_lines(letter.value or b"", start):
         _say(console, line)
     left = len(letter.value or b"") - start - HEX_BYTES

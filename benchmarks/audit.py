@@ -71,7 +71,7 @@ def fill(servers: str, n: int) -> None:
 
 
 def bare_loop(servers: str) -> tuple[int, float]:
-    """Records and seconds of a consumer that does nothing with the records of the two output topics."""
+    """Records and wall seconds of a consumer that does nothing with the records of the two output topics."""
     started, n = time.monotonic(), 0
     for topic in (OUTPUT["classifications"], OUTPUT["dead_letters"]):
         with open_consumer({"bootstrap.servers": servers}) as consumer:
@@ -86,7 +86,7 @@ def bare_loop(servers: str) -> tuple[int, float]:
 
 
 def measure(n: int, rounds: int) -> dict[str, object]:
-    """Seconds of both, by round."""
+    """Wall and CPU seconds of both, by round; CPU of this process, so without Kafka's own."""
     with tempfile.TemporaryDirectory() as folder, EmbeddedKafka(folder=Path(folder) / "kafka") as kafka:
         servers = kafka.bootstrap_servers
         kafka.create_topics(dict.fromkeys(["night", *OUTPUT.values()], PARTITIONS))
@@ -98,12 +98,16 @@ def measure(n: int, rounds: int) -> dict[str, object]:
             f'[kafka]\nbootstrap_servers = "{servers}"\n[[source]]\nname = "ztf"\nsurvey = "ztf"\n'
             'topics = ["night"]\ncheckpoint = "none"\nstart = "earliest"\n'
         )
-        settings, bare, ours, summary = config.load(file), [], [], ""
+        settings, bare, ours, bare_cpu, our_cpu = config.load(file), [], [], [], []
         for _ in range(rounds):
+            before = time.process_time()
             n_read, seconds = bare_loop(servers)
-            bare.append(seconds)
+            between = time.process_time()
             found = audit(settings)
+            bare.append(seconds)
             ours.append(found.seconds)
+            bare_cpu.append(between - before)
+            our_cpu.append(time.process_time() - between)
             summary = last_line(found)
             if not found.is_balanced or n_read != n or found.n_records != n:
                 raise RuntimeError(f"{n_read} records read, the audit read {found.n_records}: {summary}")
@@ -113,6 +117,8 @@ def measure(n: int, rounds: int) -> dict[str, object]:
         "alerts": n,
         "bare_s": [round(s, 2) for s in bare],
         "audit_s": [round(s, 2) for s in ours],
+        "bare_cpu_s": [round(s, 2) for s in bare_cpu],
+        "audit_cpu_s": [round(s, 2) for s in our_cpu],
         "ratio": round(statistics.median(ours) / statistics.median(bare), 2),
         "audit_s_per_million": round(per_million, 1),
         "bar_s_per_million": 60,

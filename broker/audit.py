@@ -40,7 +40,7 @@ HOUR_MS = 3_600_000
 CLOCKS_APART_MS = 600_000  # between the survey's time stamps and ours; a batch's records and its ledger row
 MAX_HOURS = 10_000
 FETCH = 10_000
-FIRST_ANSWERED = "first answered"
+FIRST_ANSWERED = "the first answered"
 Tell = Callable[[str, int], None]
 
 
@@ -267,13 +267,15 @@ def windows_of(
     for topic in source.topics:
         held = reaches(asker, topic)
         begin, begin_by = _begins(asker, source, topic, held, marks, since_ms)
-        end, end_by = {p: reach.last_exclusive for p, reach in held.items()}, "topic's end"
+        end, end_by = {p: reach.last_exclusive for p, reach in held.items()}, "the topic's end"
         if marks is not None:
             end = {p: int(marks.end.get(topic, {}).get(str(p), begin[p])) for p in held}
-            end_by = "nothing committed" if marks.batch is None else f"committed batch {marks.batch}"
+            end_by = (
+                "its begin (nothing committed)" if marks.batch is None else f"the end of committed batch {marks.batch}"
+            )
         if until_ms is not None:
             until = offsets_at(asker, topic, held, until_ms)
-            end, end_by = {p: min(end[p], until[p]) for p in held}, f"--until, {end_by}"
+            end, end_by = {p: min(end[p], until[p]) for p in held}, f"--until or {end_by}"
         for partition, reach in held.items():
             last = max(end[partition], begin[partition])
             first = min(max(begin[partition], reach.first), last)
@@ -309,13 +311,13 @@ def _begins(
     start = source.start
     if marks is not None:
         # A partition that the first batch did not know is read from its beginning, by Spark's rule.
-        begin, begin_by = {p: int(marks.begin.get(topic, {}).get(str(p), 0)) for p in held}, "checkpoint"
+        begin, begin_by = {p: int(marks.begin.get(topic, {}).get(str(p), 0)) for p in held}, "the checkpoint's begin"
     elif isinstance(start, datetime):
-        begin, begin_by = offsets_at(asker, topic, held, cast(int, _ms(start))), "start of the config"
+        begin, begin_by = offsets_at(asker, topic, held, cast(int, _ms(start))), "the start of the config"
     elif start == "latest" and since_ms is None:
         return dict.fromkeys(held, 0), FIRST_ANSWERED
     else:
-        begin, begin_by = dict.fromkeys(held, 0), "topic's begin"
+        begin, begin_by = dict.fromkeys(held, 0), "the topic's begin"
     if since_ms is not None:
         since = offsets_at(asker, topic, held, since_ms)
         return {p: max(begin[p], since[p]) for p in held}, "--since"

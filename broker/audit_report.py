@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -27,7 +28,9 @@ _BEYOND = "answered, but the source never had it (was the topic deleted and made
 
 
 def show(audit: Audit, console: Console) -> None:
-    """The table, the faults, the notes, the last line."""
+    """The bounds, the table, the faults, the notes, the last line."""
+    for line in _bounds(audit):
+        _say(console, line, "")
     console.print(_table(audit))
     for fault, place, offsets in faults(audit):
         found = runs(offsets)
@@ -115,17 +118,20 @@ def save(audit: Audit, file: Path) -> None:
 
 
 def _table(audit: Audit) -> Table:
-    table = Table()
-    by_hour = any(books.window.hour is not None for books in audit.books)
-    for name in ("source", "topic", "part.", *(("hour",) if by_hour else ()), "offsets"):
-        table.add_column(name, overflow="fold")
-    for name in ("offered", "classifications", "dead letters", "holes", "expired", "missing", "repeated", "no row"):
-        table.add_column(name, justify="right")
-    table.add_column("from, to")
-    for books in audit.books:
-        window = books.window
+    """A line per window; the hour and what has expired only where there is any."""
+    windows = [books.window for books in audit.books]
+    by_hour, expired = any(w.hour is not None for w in windows), any(b.expired for b in audit.books)
+    table = Table(box=box.SIMPLE_HEAD)
+    table.add_column("source")
+    table.add_column("topic", overflow="fold")
+    for name in ("part.", *(("hour (UTC)",) if by_hour else ()), "offsets"):
+        table.add_column(name, no_wrap=True)
+    counts = ("offered", "answered", "letters", "holes", *(("expired",) if expired else ()))
+    for name in (*counts, "missing", "repeated", "no row"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for window, books in zip(windows, audit.books, strict=True):
         span = _run((window.first, window.last_exclusive - 1)) if window.offered else "none"
-        numbers = (window.offered, books.n_classifications, books.n_dead_letters, books.holes, books.expired)
+        right = (window.offered, books.answered, books.n_dead_letters, books.holes)
         wrong = (books.missing.size, books.n_repeats, books.not_in_ledger.size)
         table.add_row(
             window.place.source,
@@ -133,11 +139,16 @@ def _table(audit: Audit) -> Table:
             str(window.place.partition),
             *((window.hour or "",) if by_hour else ()),
             span,
-            *map(str, numbers),
+            *map(str, (*right, *((books.expired,) if expired else ()))),
             *(Text(str(n), "bold red" if n else "") for n in wrong),
-            f"{window.begin_by}, {window.end_by}",
         )
     return table
+
+
+def _bounds(audit: Audit) -> list[str]:
+    """From where to where each source is audited, and who says so."""
+    told = {(w.place.source, f"from {w.begin_by} to {w.end_by}"): None for w in audit.windows}
+    return [f"{source}: {bounds}" for source, bounds in told]
 
 
 def _books(books: Books) -> dict[str, Any]:

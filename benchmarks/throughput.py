@@ -38,7 +38,7 @@ from broker.embedded import MAX_MESSAGE_BYTES, EmbeddedKafka  # noqa: E402
 
 SYSTEMS = ("product", "field", "lean")
 WARM_UP = 5_000
-FIELD_SHARE = {"lsst-deep": 0.1}  # alerts that the field baseline gets: on deep ones it is slow
+SHARES = {("field", "lsst-deep"): 0.1, ("lean", "lsst-deep"): 0.25}  # of the alerts, where a baseline is slow
 BATCH = int(config.Source.model_fields["max_alerts_per_batch"].default)
 
 
@@ -224,11 +224,7 @@ def _measure_load(kafka: EmbeddedKafka, plan: Plan, load: str) -> dict[str, Any]
         for system in plan.systems:
             run = _run(kafka, plan, load, system, topic, f"{load}-{system}-{number}")
             found["runs"].append(run)
-            say(
-                f"{load:13s} {system:8s} {run['cpu_us']:9.0f} us/alert  {run['per_core_s']:7.0f}/s/core  "
-                f"jvm {run['jvm_us']:.0f} workers {run['workers_us']:.0f} driver {run['driver_us']:.0f}  "
-                f"broker {run['broker_us']:.0f}  load {run['machine']['load_after']} steal {run['machine']['steal']}"
-            )
+            say(_line(load, run))
     found |= summary(found["runs"])
     admin = AdminClient({"bootstrap.servers": kafka.bootstrap_servers})  # held: the futures end with it
     for future in admin.delete_topics([topic]).values():
@@ -236,13 +232,20 @@ def _measure_load(kafka: EmbeddedKafka, plan: Plan, load: str) -> dict[str, Any]
     return found
 
 
+def _line(load: str, run: dict[str, Any]) -> str:
+    parts = "  ".join(f"{part} {run[f'{part}_us']:.0f}" for part in ("jvm", "jit", "workers", "driver", "broker"))
+    busy = f"load {run['machine']['load_after']} steal {run['machine']['steal']}"
+    return (
+        f"{load:13s} {run['system']:8s} {run['cpu_us']:7.0f} us/alert {run['per_core_s']:6.0f}/s/core  {parts}  {busy}"
+    )
+
+
 def _run(kafka: EmbeddedKafka, plan: Plan, load: str, system: str, topic: str, out: str) -> dict[str, Any]:
     """One system in a process of its own."""
     servers, n, warm_up = kafka.bootstrap_servers, plan.n, plan.warm_up
     batch = plan.batch
-    if system == "field" and load in FIELD_SHARE:
-        share = FIELD_SHARE[load]
-        n, warm_up, batch = int(n * share), int(warm_up * share), max(1, int(batch * share))
+    share = SHARES.get((system, load), 1.0)
+    n, warm_up, batch = int(n * share), int(warm_up * share), max(1, int(batch * share))
     kafka.create_topics({out: 4})
     if n < plan.n:
         topic = f"{topic}-{system}-{n}"
@@ -296,6 +299,29 @@ def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
     return found
 
 
+def table(results: dict[str, Any]) -> str:
+    """The results as Markdown."""
+    here = results["machine"]
+    lines = [
+        f"{here['date']}, {here['processor']}, {here['cores']} cores{', virtual machine' if here['virtual'] else ''}; "
+        f"{results['plan']['n']} alerts, {results['plan']['warm_up']} dropped as warm-up. CPU in us per alert.",
+        "",
+        "| load | system | alerts | CPU | /s/core | JVM | of it JIT | workers | driver | broker | load average | steal |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for load, found in results["loads"].items():
+        for r in found["runs"]:
+            cells = [load, r["system"], r["measured"], round(r["cpu_us"]), round(r["per_core_s"])]
+            cells += [round(r[f"{part}_us"]) for part in ("jvm", "jit", "workers", "driver", "broker")]
+            cells += [r["machine"]["load_after"], r["machine"]["steal"]]
+            lines.append("| " + " | ".join(map(str, cells)) + " |")
+    lines += ["", "| load | field / product | product / lean |", "|---|---|---|"]
+    for load, found in results["loads"].items():
+        ratios = (", ".join(map(str, found.get(key, []))) for key in ("field_over_product", "product_over_lean"))
+        lines.append(f"| {load} | {' | '.join(ratios)} |")
+    return "\n".join(lines) + "\n"
+
+
 def say(line: str) -> None:
     """One line on the terminal, at once."""
     print(line, flush=True)
@@ -342,6 +368,8 @@ def main() -> None:
         results = measure(plan_of(given))
     if given.json:
         given.json.write_text(json.dumps(results, indent=1) + "\n")
+        if not given.child:
+            given.json.with_suffix(".md").write_text(table(results))
 
 
 if __name__ == "__main__":

@@ -140,8 +140,7 @@ def decode(frames: DataFrame, survey: Survey, writers: tuple[Writer, ...]) -> Da
     rows = frames.withColumn("schema", schema_label(survey, writers, F.col("value")))
     added, found, label = [], [], F.col("schema")
     if survey.framing == "confluent":
-        body = F.expr(f"substring(value, {FRAME_BYTES + 1})")
-        rows = rows.withColumn("framed", _by_label(writers, lambda w: _read(_ended, _end(body), survey, w)))
+        rows = rows.withColumn("framed", _by_label(writers, lambda w: _read(_framed, _end(F.col("value")), survey, w)))
         added, found = ["framed"], [F.when(F.col("framed.end") == F.lit(END), F.col("framed.alert"))]
     known = tuple(w for w in writers if w.headers)
     if known:
@@ -197,6 +196,13 @@ def _ended(alert: Schema, reader: bool) -> Schema:
         "name": "Ended",
         "fields": [{"name": "alert", "type": alert}, {"name": "end", "type": end}],
     }
+
+
+def _framed(alert: Schema, reader: bool) -> Schema:
+    """The same behind a frame, read over as a field: cutting it off would copy every alert once more."""
+    ended = _ended(alert, reader)
+    frame = {"name": "frame", "type": {"type": "fixed", "name": "Frame", "size": FRAME_BYTES}}
+    return ended if reader else {**ended, "fields": [frame, *ended["fields"]]}  # type: ignore[misc]
 
 
 def _container(alert: Schema, reader: bool) -> Schema:

@@ -142,7 +142,7 @@ class EmbeddedKafka:
             jvm = [runtime, *JVM_OPTIONS, f"-Dlog4j2.configurationFile={folder / LOG4J_FILE}", "-cp", classpath]
             commands = [[*jvm, "kafka.Kafka", str(settings)]]
             if not (folder / "data" / "meta.properties").exists():
-                cluster = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
+                cluster = cluster_id()
                 commands.insert(0, [*jvm, "kafka.tools.StorageTool", "format", "-t", cluster, "-c", str(settings)])
             self._watch(commands, scratch)
         except BaseException:
@@ -265,6 +265,13 @@ def new_log(port: int) -> Path:
             f"can't write the log of the embedded Kafka: {folder}: {error}; set T2_BROKER_CACHE"
         ) from error
     return path
+
+
+def cluster_id() -> str:
+    """A new id for a cluster: 22 characters of base64, the first no '-' (Kafka's tool would take it for an option)."""
+    while (text := base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")).startswith("-"):
+        pass
+    return text
 
 
 def serve(

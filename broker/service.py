@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import logging
-import queue
 import signal
 import threading
 import time
@@ -19,7 +18,6 @@ from typing import Any
 
 from pyspark.errors import StreamingQueryException
 from pyspark.sql import DataFrame, SparkSession
-from pyspark.sql.streaming.listener import StreamingQueryListener
 from pyspark.sql.streaming.query import StreamingQuery
 
 from broker import checkpoint, job, session, sources
@@ -27,15 +25,15 @@ from broker import model as models
 from broker.config import Config, Source, kafka_options, spark_kafka_options
 from broker.errors import BrokerError, ConfigError
 from broker.java import java
-from broker.ledger import Balance, Gap, Span, compare, log_line, spans
+from broker.ledger import Balance, Gap, Span, compare, log_line
 from broker.ledger_topic import ROWS_KEPT_MS, LedgerTopic
 from broker.topics import check_topics, find_holes, require_topics, wait_for_kafka
 
 _log = logging.getLogger(__name__)
 
 DRAIN_S = 30.0
-LAST_EVENTS_S = 5.0
 POLL_S = 0.1
+REPORT_TRIES = 10
 # What Spark says when our function, or its worker, failed: the alerts of that batch are under suspicion.
 _WORKER_FAILED = ("Python worker exited unexpectedly", "PythonException", "Python worker failed to connect back")
 
@@ -52,25 +50,6 @@ class Stream:
     checked: int = -1
 
 
-class _Progress(StreamingQueryListener):
-    """Hands progress events to the main thread: what this thread raises, Spark would swallow."""
-
-    def __init__(self, events: queue.Queue[tuple[str, dict[str, Any]]]) -> None:
-        self.events = events
-
-    def onQueryStarted(self, event: Any) -> None:  # noqa: N802  # Spark's name
-        pass
-
-    def onQueryProgress(self, event: Any) -> None:  # noqa: N802
-        self.events.put((str(event.progress.name), json.loads(event.progress.json)))
-
-    def onQueryIdle(self, event: Any) -> None:  # noqa: N802
-        pass
-
-    def onQueryTerminated(self, event: Any) -> None:  # noqa: N802
-        pass
-
-
 class Service:
     """The streams of one config. once: end when what was there at the start is done."""
 
@@ -79,7 +58,6 @@ class Service:
         self.stopping = threading.Event()
         self.started = threading.Event()
         self.answered: Counter[str] = Counter()  # verdicts by "status/reason" so far
-        self._events: queue.Queue[tuple[str, dict[str, Any]]] = queue.Queue()
         self._kafka = kafka_options(config)
         self._spark_kafka = spark_kafka_options(config)
 
@@ -103,7 +81,6 @@ class Service:
             ledger = stack.enter_context(LedgerTopic(self._kafka, self.config.output.ledger, names, since))
             for stream in streams:
                 self._check_last(stream, ledger)
-            spark.streams.addListener(_Progress(self._events))
             for stream in streams:
                 self._start(spark, stream)
             _log.info("running: %s", ", ".join(f"{s.source.name} ({', '.join(s.source.topics)})" for s in streams))
@@ -140,11 +117,10 @@ class Service:
         stream.query = writer.start()
 
     def _watch(self, spark: SparkSession, streams: list[Stream], ledger: LedgerTopic) -> None:
-        """Check each batch as it is reported, restart what may be restarted, until stopped or done."""
-        by_name = {stream.source.name: stream for stream in streams}
-        while not self.stopping.is_set():
-            self._take_events(by_name, ledger)
+        """Check each batch once it is committed, restart what may be restarted, until stopped or done."""
+        while not self.stopping.wait(POLL_S):
             for stream in streams:
+                self._check_books(stream, ledger)
                 assert stream.query is not None
                 failure = None if stream.query.isActive else stream.query.exception()
                 if failure is not None:
@@ -152,27 +128,21 @@ class Service:
             if self.once and not any(s.query.isActive for s in streams if s.query):
                 break
         _drain(streams)
-        self._finish(by_name, ledger)
+        for stream in streams:
+            self._check_books(stream, ledger)
 
-    def _take_events(self, by_name: dict[str, Stream], ledger: LedgerTopic) -> None:
-        try:
-            name, event = self._events.get(timeout=POLL_S)
-        except queue.Empty:
-            return
-        stream = by_name[name]
-        place = event["sources"][0]
-        batch = int(event["batchId"])
-        if batch <= stream.checked:
-            return
-        if place["endOffset"] == place["startOffset"]:  # nothing new: Spark reports that now and then
-            return
-        initial = checkpoint.initial_offsets(stream.source.checkpoint)
-        batch_spans = spans(place["startOffset"], place["endOffset"], initial)
-        balance = self._balance(stream, batch, batch_spans, ledger)
-        self.answered.update(balance.counts)
-        if balance.expected:
-            lag = _lag(place)
-            _log.info("%s", log_line(stream.source.name, batch, balance, event["durationMs"], lag))
+    def _check_books(self, stream: Stream, ledger: LedgerTopic) -> None:
+        """The books of every batch that was committed since the last look, by the offsets in the checkpoint.
+
+        The checkpoint and not a listener: pyspark's takes hundreds of calls into the JVM a batch, a quarter of the
+        JVM's time at 100 alerts/s, and an event can get lost where a file can't.
+        """
+        for late in _unchecked(stream):
+            balance = self._balance(stream, late.batch, late.spans, ledger)
+            self.answered.update(balance.counts)
+            report = _report(stream, late.batch)
+            durations, lag = ({}, None) if report is None else (report["durationMs"], _lag(report["sources"][0]))
+            _log.info("%s", log_line(stream.source.name, late.batch, balance, durations, lag))
 
     def _balance(self, stream: Stream, batch: int, batch_spans: list[Span], ledger: LedgerTopic) -> Balance:
         """The books of one batch; raises LedgerError unless they balance."""
@@ -207,15 +177,6 @@ class Service:
             _log.warning("%s batch %d: runs again alert by alert, to find the one that kills its reader", name, batch)
         self._start(spark, stream)
 
-    def _finish(self, by_name: dict[str, Stream], ledger: LedgerTopic) -> None:
-        """Events of the last batches may still be under way; what they don't bring the checkpoint tells."""
-        deadline = time.monotonic() + LAST_EVENTS_S
-        while time.monotonic() < deadline and any(_unchecked(stream) for stream in by_name.values()):
-            self._take_events(by_name, ledger)
-        for stream in by_name.values():
-            for late in _unchecked(stream):
-                self.answered.update(self._balance(stream, late.batch, late.spans, ledger).counts)
-
 
 def _check_start(source: Source) -> None:
     if source.start is None and not checkpoint.has_offsets(source.checkpoint):
@@ -248,17 +209,22 @@ def _sink_options(limits: dict[str, int]) -> dict[str, str]:
     }
 
 
+def _report(stream: Stream, batch: int) -> dict[str, Any] | None:
+    """Spark's report of a batch, which follows its commit; None where a later one has taken its place."""
+    for _ in range(REPORT_TRIES):
+        report = None if stream.query is None else stream.query.lastProgress
+        if report is not None and report.batchId >= batch:
+            return json.loads(report.json) if report.batchId == batch else None
+        time.sleep(0.02)
+    return None
+
+
 def _lag(place: dict[str, Any]) -> int | None:
     """Alerts that wait behind the batch, by the latest offsets that Spark saw."""
-    latest, end = (_offsets(place.get(key)) for key in ("latestOffset", "endOffset"))
+    latest, end = place.get("latestOffset"), place["endOffset"]
     if not latest:
         return None
     return sum(int(o) - int(end.get(t, {}).get(p, 0)) for t, ps in latest.items() for p, o in ps.items())
-
-
-def _offsets(told: Any) -> dict[str, dict[str, int]]:
-    found: dict[str, dict[str, int]] = json.loads(told) if isinstance(told, str) else told or {}
-    return found
 
 
 def _cause(text: str) -> str:

@@ -326,6 +326,8 @@ def test_imports_point_down() -> None:
     assert layer.keys() | {"__init__"} == modules.keys()
     upward = []
     for name, path in modules.items():
+        if name == "__init__":
+            continue  # it hands out the Python API when that is asked for, and imports nothing before
         for file in [path] if path.is_file() else path.glob("*.py"):
             used = set(imports(ast.parse(file.read_text())))
             upward += [f"{name} -> {other}" for other in used if layer.get(other, 99) < layer.get(name, 99)]

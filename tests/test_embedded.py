@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from confluent_kafka import Consumer, Producer
 
-from broker.embedded import EmbeddedKafka, free_port
+from broker.embedded import EmbeddedKafka, cluster_id, free_port
 from broker.errors import KafkaError
 
 LARGEST_ALERT = 16 * 1024 * 1024
@@ -187,3 +187,9 @@ def test_serve_says_when_kafka_ends_by_itself(tmp_path: Path) -> None:
         os.kill(int(jvm.split()[0]), signal.SIGKILL)
         assert parent.stdout.readline().startswith("the embedded Kafka ended by itself; its log: /")
     wait_until_gone(str(tmp_path))
+
+
+def test_cluster_ids_are_never_taken_for_options() -> None:
+    ids = {cluster_id() for _ in range(2000)}  # one in 64 began with '-' before that was looked at
+    assert len(ids) == 2000
+    assert all(len(text) == 22 and not text.startswith("-") for text in ids)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated
 
@@ -18,7 +19,9 @@ from broker.errors import BrokerError, UsageError
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
 config_app = typer.Typer(no_args_is_help=True, help="Settings in force and where each comes from.")
 models_app = typer.Typer(no_args_is_help=True, help="Released models and their cards.")
+letters_app = typer.Typer(no_args_is_help=True, help="What was rejected, and why.")
 app.add_typer(config_app, name="config")
+app.add_typer(letters_app, name="dead-letters")
 app.add_typer(models_app, name="models")
 
 out = Console(soft_wrap=True)
@@ -195,6 +198,94 @@ def kafka(
     from broker.embedded import serve
 
     serve(port, folder, host, dict.fromkeys(topic or (), 1))
+
+
+@app.command()
+def audit(
+    config: ConfigFile,
+    source: Annotated[list[str] | None, typer.Option(help="This source alone; give it as often as needed.")] = None,
+    since: Annotated[str | None, typer.Option(help="Alerts from this time on, by Kafka's time stamps.")] = None,
+    until: Annotated[str | None, typer.Option(help="Alerts before this time.")] = None,
+    by_hour: Annotated[bool, typer.Option("--by-hour", help="A line per hour of the alerts.")] = False,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write everything to this file.")] = None,
+) -> None:
+    """Check from the topics alone that every alert has exactly one verdict; exit code 3 where that does not hold.
+
+    Example: broker audit --config examples/ztf.toml --since 2026-11-20T00:00:00Z --json audit.json
+    """
+    from broker import audit_report
+    from broker import config as settings
+    from broker.audit import audit as reconcile
+
+    _log_to_terminal(logging.WARNING)
+    loaded = settings.load(config)
+    known = {s.name for s in loaded.sources}
+    if unknown := sorted(set(source or ()) - known):
+        raise UsageError(f"--source {unknown[0]}: not in {config}; its sources are {', '.join(sorted(known))}")
+    with Console(stderr=True).status("reading ...") as status:
+        found = reconcile(
+            loaded,
+            source or (),
+            _time("--since", since),
+            _time("--until", until),
+            by_hour,
+            lambda topic, n: status.update(f"{topic}: {n} records"),
+        )
+    if json_file is not None:
+        audit_report.save(found, json_file)
+    audit_report.show(found, out)
+    if not found.is_balanced:
+        raise typer.Exit(3)
+
+
+def _time(option: str, text: str | None) -> datetime | None:
+    try:
+        when = None if text is None else datetime.fromisoformat(text)
+    except ValueError:
+        when = datetime.min
+    if when is not None and when.tzinfo is None:
+        raise UsageError(f"{option} {text!r}: needs a time with a zone, such as 2026-11-20T00:00:00Z")
+    return when
+
+
+@letters_app.command("list")
+def letters_list(
+    config: ConfigFile,
+    reason: Annotated[str | None, typer.Option(help="Only those with this reason.")] = None,
+    since: Annotated[str | None, typer.Option(help="Only those written from this time on.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="The newest so many.")] = 50,
+) -> None:
+    """Rejected alerts: when, which, why, how large.
+
+    Example: broker dead-letters list --config examples/ztf.toml --reason damaged --limit 20
+    """
+    from broker import config as settings
+    from broker import deadletter
+    from broker.verdict import REASONS
+
+    if reason is not None and reason not in REASONS["rejected"]:
+        raise UsageError(f"--reason {reason!r}: the reasons are {', '.join(REASONS['rejected'])}")
+    _log_to_terminal(logging.WARNING)
+    found = deadletter.letters(settings.load(config), _time("--since", since))
+    deadletter.show_list(*deadletter.pick(found, reason, limit), out)
+
+
+@letters_app.command("show")
+def letters_show(
+    config: ConfigFile,
+    alert: Annotated[str, typer.Argument(help="source:topic:partition:offset, as in the list.")],
+) -> None:
+    """One rejected alert: its headers, what the present code says of it, and its bytes.
+
+    Example: broker dead-letters show --config examples/ztf.toml ztf:ztf_20261120_programid1:3:81234
+    """
+    from broker import config as settings
+    from broker import deadletter
+
+    _log_to_terminal(logging.WARNING)
+    loaded = settings.load(config)
+    for letter in deadletter.find(loaded, alert):
+        deadletter.show(letter, deadletter.second_opinion(letter, loaded), out)
 
 
 @config_app.command("show")

@@ -135,12 +135,17 @@ def find_holes(options: Mapping[str, str], gaps: Iterable[Gap]) -> list[Gap]:
         consumer.close()
 
 
-def read_all(options: Mapping[str, str], topic: str) -> Iterator[Message]:
-    """Every record that the topic holds now, partition by partition. Raises KafkaError if it can't be read."""
+def read_all(options: Mapping[str, str], topic: str, since_ms: int | None = None) -> Iterator[Message]:
+    """Every record that the topic holds now (or from a time on), partition by partition.
+
+    Raises KafkaError if it can't be read.
+    """
     with open_consumer(options) as consumer:
-        for partition, reach in reaches(consumer, topic).items():
-            consumer.assign([TopicPartition(topic, partition, reach.first)])
-            position, deadline = reach.first, time.monotonic() + TIMEOUT_S
+        held = reaches(consumer, topic)
+        starts = {} if since_ms is None else offsets_at(consumer, topic, held, since_ms)
+        for partition, reach in held.items():
+            position, deadline = starts.get(partition, reach.first), time.monotonic() + TIMEOUT_S
+            consumer.assign([TopicPartition(topic, partition, position)])
             while position < reach.last_exclusive:
                 if time.monotonic() > deadline:
                     raise KafkaError(f"{topic}:{partition}: can't be read within {TIMEOUT_S:g} s; at offset {position}")
@@ -186,6 +191,21 @@ def reaches(consumer: Consumer, topic: str) -> dict[int, Reach]:
         }
     except KafkaException as error:
         raise KafkaError(f"topic {topic!r}: its offsets can't be read: {reason(error)}") from error
+
+
+def offsets_at(consumer: Consumer, topic: str, held: Mapping[int, Reach], time_ms: int) -> dict[int, int]:
+    """The first offset of each partition whose time stamp is not before `time_ms`; its end where all are.
+
+    Raises KafkaError if the topic can't be searched.
+    """
+    wanted = [TopicPartition(topic, partition, max(time_ms, 0)) for partition in held]
+    try:
+        found = consumer.offsets_for_times(wanted, timeout=TIMEOUT_S)
+    except KafkaException as error:
+        raise KafkaError(f"topic {topic!r} can't be searched by time: {reason(error)}") from error
+    return {
+        place.partition: held[place.partition].last_exclusive if place.offset < 0 else place.offset for place in found
+    }
 
 
 def end_of(message: Message) -> bool:

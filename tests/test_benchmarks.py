@@ -17,7 +17,7 @@ from broker.embedded import EmbeddedKafka
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))  # last: `broker` stays the installed package
 
-from benchmarks import alerts, baselines, limits, machine, throughput
+from benchmarks import alerts, audit, baselines, limits, machine, throughput
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -153,3 +153,9 @@ def test_a_small_run_of_the_lean_loop_answers_every_alert(kafka: EmbeddedKafka, 
     baselines.lean(todo, seen.append)
     assert seen[-1] == 300
     assert throughput.count(kafka.bootstrap_servers, "bench-out") == 300
+
+
+def test_the_audit_reads_what_the_bare_loop_reads() -> None:
+    told = audit.measure(3_000, rounds=1)  # raises where their records differ, or the books do not balance
+    assert told["alerts"] == 3_000
+    assert isinstance(told["ratio"], float)

@@ -304,9 +304,10 @@ def table(results: dict[str, Any]) -> str:
     here = results["machine"]
     lines = [
         f"{here['date']}, {here['processor']}, {here['cores']} cores{', virtual machine' if here['virtual'] else ''}; "
-        f"{results['plan']['n']} alerts, {results['plan']['warm_up']} dropped as warm-up. CPU in us per alert.",
+        f"{results['plan']['n']} alerts, {results['plan']['warm_up']} dropped as warm-up.",
+        "CPU in us per alert; JIT is part of JVM.",
         "",
-        "| load | system | alerts | CPU | /s/core | JVM | of it JIT | workers | driver | broker | load average | steal |",
+        "| load | system | alerts | CPU | /s/core | JVM | JIT | workers | driver | broker | load average | steal |",
         "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for load, found in results["loads"].items():

@@ -24,6 +24,7 @@ from broker.ledger import Gap
 _log = logging.getLogger(__name__)
 
 TIMEOUT_S = 30.0
+_NO_LEADER_YET = (Fault.NOT_LEADER_FOR_PARTITION, Fault.LEADER_NOT_AVAILABLE)
 
 
 def wait_for_kafka(options: Mapping[str, str], timeout_s: float) -> None:
@@ -180,17 +181,28 @@ def open_consumer(options: Mapping[str, str], reset: str = "error") -> Consumer:
 
 
 def reaches(consumer: Consumer, topic: str) -> dict[int, Reach]:
-    """Offsets held now by each partition of a topic. Raises KafkaError if it is missing or doesn't answer."""
-    try:
-        metadata = consumer.list_topics(topic, timeout=TIMEOUT_S).topics[topic]
-        if metadata.error is not None or not metadata.partitions:
-            raise KafkaError(f"topic {topic!r} can't be read: {metadata.error or 'no partitions'}; is its name right?")
-        return {
-            partition: Reach(*consumer.get_watermark_offsets(TopicPartition(topic, partition), timeout=TIMEOUT_S))
-            for partition in sorted(metadata.partitions)
-        }
-    except KafkaException as error:
-        raise KafkaError(f"topic {topic!r}: its offsets can't be read: {reason(error)}") from error
+    """Offsets held now by each partition of a topic. Raises KafkaError if it is missing or doesn't answer.
+
+    A topic that was made a moment ago may have no leader yet: that is waited for.
+    """
+    deadline = time.monotonic() + TIMEOUT_S
+    while True:
+        try:
+            return _reaches_now(consumer, topic)
+        except KafkaException as error:
+            if error.args[0].code() not in _NO_LEADER_YET or time.monotonic() > deadline:
+                raise KafkaError(f"topic {topic!r}: its offsets can't be read: {reason(error)}") from error
+            time.sleep(0.1)
+
+
+def _reaches_now(consumer: Consumer, topic: str) -> dict[int, Reach]:
+    metadata = consumer.list_topics(topic, timeout=TIMEOUT_S).topics[topic]
+    if metadata.error is not None or not metadata.partitions:
+        raise KafkaError(f"topic {topic!r} can't be read: {metadata.error or 'no partitions'}; is its name right?")
+    return {
+        partition: Reach(*consumer.get_watermark_offsets(TopicPartition(topic, partition), timeout=TIMEOUT_S))
+        for partition in sorted(metadata.partitions)
+    }
 
 
 def offsets_at(consumer: Consumer, topic: str, held: Mapping[int, Reach], time_ms: int) -> dict[int, int]:

@@ -68,7 +68,7 @@ def passthrough(todo: Job) -> None:
 
 def measure(plan: Plan) -> dict[str, Any]:
     """Each system plan.rounds times, in turn."""
-    results: dict[str, Any] = {"machine": machine.describe(), "plan": asdict(plan), "runs": []}
+    results: dict[str, Any] = throughput.about(plan) | {"runs": []}
     with EmbeddedKafka() as kafka:
         for number in range(plan.rounds):
             for system in SYSTEMS:

@@ -179,7 +179,7 @@ def _timed(function: Callable[..., Any], label: str, spent: dict[str, float]) ->
 
 def measure(plan: throughput.Plan) -> dict[str, Any]:
     """All loads, each in a process of its own."""
-    results: dict[str, Any] = {"machine": machine.describe(), "plan": asdict(plan), "loads": {}}
+    results: dict[str, Any] = throughput.about(plan) | {"loads": {}}
     with EmbeddedKafka(properties={"log.segment.bytes": 2**28, "file.delete.delay.ms": 1000}) as kafka:
         for load in plan.loads:
             topic = f"alerts-{load}"

@@ -31,6 +31,7 @@ if str(ROOT) not in sys.path:
 from confluent_kafka import Consumer, Producer, TopicPartition  # noqa: E402
 from confluent_kafka.admin import AdminClient  # noqa: E402
 
+import broker  # noqa: E402
 from benchmarks import alerts, baselines, machine  # noqa: E402
 from benchmarks.baselines import Job  # noqa: E402
 from broker import config, model, service  # noqa: E402
@@ -199,10 +200,16 @@ class Plan:
     model: str
 
 
+def about(plan: Any) -> dict[str, Any]:
+    """Machine, model and plan, as results carry them (no folder of this machine)."""
+    card = model.read_card(Path(plan.model) / model.CARD_FILE)
+    named = {"model": f"{card.name}@{card.version}", "model_sha256": card.sha256, "broker": broker.__version__}
+    return {"machine": machine.describe(), "plan": asdict(plan) | named}
+
+
 def measure(plan: Plan) -> dict[str, Any]:
     """Every load with every system, plan.rounds times."""
-    results: dict[str, Any] = {"machine": machine.describe(), "plan": asdict(plan), "seed": alerts.SEED, "loads": {}}
-    results["model"] = model.read_card(Path(plan.model) / model.CARD_FILE).sha256
+    results = about(plan) | {"seed": alerts.SEED, "loads": {}}
     with EmbeddedKafka(properties={"log.segment.bytes": 2**28, "file.delete.delay.ms": 1000}) as kafka:
         for load in plan.loads:
             results["loads"][load] = _measure_load(kafka, plan, load)

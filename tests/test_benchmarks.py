@@ -118,8 +118,9 @@ def test_the_lean_baseline_reads_what_the_product_reads(load: str) -> None:
 
 def test_cpu_is_counted_by_kind() -> None:
     # in a process of its own: this one may have a Kafka and a Spark running
-    script = """
+    script = f"""
 import subprocess, sys
+sys.path.append({str(ROOT)!r})
 from benchmarks import machine
 before = machine.cpu_of_this_job()
 subprocess.run([sys.executable, "-c", "sum(i * i for i in range(3_000_000))"], check=True)

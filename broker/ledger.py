@@ -1,6 +1,6 @@
 """The books: offsets that came in against offsets that were answered, batch by batch.
 
-What came in is a span of offsets by Spark's own accounts (a progress event, the checkpoint), never a count of the rows
+What came in is a span of offsets by Spark's own accounts (its checkpoint), never a count of the rows
 that went through; what was answered is in the ledger rows that each task writes at its end. No Kafka and no Spark here:
 `broker.topics` reads the ledger topic and looks up holes, `broker.checkpoint` reads the spans of a stopped job.
 """

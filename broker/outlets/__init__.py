@@ -40,8 +40,3 @@ def rows(topic: str, keys: list[bytes | None], values: list[bytes | None], heade
         ],
         schema=ROWS,
     )
-
-
-def no_rows() -> pa.RecordBatch:
-    """An empty batch of rows."""
-    return rows("", [], [], [])

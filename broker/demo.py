@@ -79,6 +79,9 @@ def run_demo(alerts: Path, output: Path, out: Console) -> None:
         feeder.join()
         if night.failure:
             raise night.failure[0]
+        if counts.total() < night.n_frames:
+            out.print(f"Interrupted: {counts.total()} of {night.n_frames} alerts were answered.")
+            raise KeyboardInterrupt
         records = _records(kafka.bootstrap_servers)
         _show(records, counts, night, out)
         _save(records, output, out)
@@ -99,7 +102,9 @@ def _frames(alerts: Path) -> dict[str, list[Frame]]:
 def _feed(night: _Night, servers: str, service: Service) -> None:
     """Replays all surveys at once, waits until every alert is answered, then stops the job."""
     try:
-        service.started.wait(WAIT_S)
+        while not service.started.wait(0.2):
+            if service.stopping.is_set():
+                return
         threads = [
             threading.Thread(target=replay, args=(frames, servers, f"demo-{survey}", RATE), daemon=True)
             for survey, frames in night.frames.items()

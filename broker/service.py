@@ -71,11 +71,13 @@ class Service:
         wait_for_kafka(self._kafka, self.config.kafka.startup_timeout_s)
         streams = self._streams()
         with ExitStack() as stack:
+            stack.enter_context(_signals(self.stopping))
             spark = session.start(
                 "t2-broker", self.config.spark.master, self.config.spark.driver_memory, self.config.spark.extra
             )
             stack.callback(spark.stop)
-            stack.enter_context(_signals(self.stopping))
+            if self.stopping.is_set():
+                return self.answered
             since = min((c.planned_at_ms for c in map(_committed, streams) if c), default=int(time.time() * 1000))
             names = [stream.source.name for stream in streams]
             ledger = stack.enter_context(LedgerTopic(self._kafka, self.config.output.ledger, names, since))
@@ -262,7 +264,7 @@ def _newest_commit(stream: Stream) -> int:
 
 @contextmanager
 def _signals(stopping: threading.Event) -> Iterator[None]:
-    """SIGINT and SIGTERM ask for the end (after pyspark has set its own handler, which would raise)."""
+    """SIGINT and SIGTERM ask for the end."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

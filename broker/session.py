@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import cast
 
 from pyspark.sql import SparkSession
@@ -52,10 +55,33 @@ def start(name: str, master: str, driver_memory: str, extra: Mapping[str, str] |
     for key, value in (settings | extra).items():
         if value is not None:
             builder = builder.config(key, value)
-    spark = builder.getOrCreate()
+    with _signals_held_back():
+        spark = builder.getOrCreate()
     spark.sparkContext.setLogLevel("OFF")
     check_limits(spark)
     return spark
+
+
+@contextmanager
+def _signals_held_back() -> Iterator[None]:
+    """SIGINT and SIGTERM wait until the JVM is up, then do what they did before.
+
+    pyspark interrupted while it launches the JVM removes the file that the JVM is about to answer by, and a JVM
+    to which nobody is connected runs for ever. It also leaves a SIGINT handler of its own behind: that goes here too.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[int] = []
+    stops = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.signal(number, lambda number, _: came.append(number)) for number in stops}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    for late in came:
+        signal.raise_signal(late)
 
 
 def check_limits(spark: SparkSession) -> None:

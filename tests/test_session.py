@@ -1,9 +1,14 @@
 """The Spark session: the limits are in force, and without them there is none."""
 
+import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
 
+import pytest
 from pyspark.sql import SparkSession
+from running import Running
 
 from broker.decode import LIMITS
 from broker.session import check_limits, start
@@ -56,3 +61,30 @@ def test_settings_that_the_job_relies_on(spark: SparkSession) -> None:
     assert conf.get("spark.sql.execution.arrow.maxBytesPerBatch") == "8m"
     assert conf.get("spark.sql.session.timeZone") == "UTC"
     assert spark.sparkContext.getConf().get("spark.task.maxFailures") == "1"
+
+
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, -signal.SIGTERM)])
+def test_a_stop_while_the_jvm_is_launched_leaves_none_behind(tmp_path: Path, sent: signal.Signals, code: int) -> None:
+    samples = Path(__file__).parent.parent / "examples" / "alerts" / "elasticc.tar.gz"
+    with Running(tmp_path / "log", "classify", samples) as command:
+        deadline = time.monotonic() + 60
+        while len(command.left()) < 2:  # the JVM has just been started and can't answer yet
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        time.sleep(0.3)
+        command.process.send_signal(sent)
+        assert command.end(60) == code, command.text
+        command.assert_nothing_left()
+        assert "Traceback" not in command.text
+
+
+def test_an_interrupted_demo_says_so(tmp_path: Path) -> None:
+    samples = Path(__file__).parent.parent / "examples" / "alerts"
+    with Running(tmp_path / "log", "demo", "--alerts", samples, "--output", tmp_path / "out") as demo:
+        demo.wait_for("running:")
+        demo.process.send_signal(signal.SIGINT)
+        assert demo.end(60) == 130, demo.text
+        demo.assert_nothing_left()
+    assert "of 294 alerts were answered" in demo.text
+    assert "BALANCED" not in demo.text
+    assert "Traceback" not in demo.text

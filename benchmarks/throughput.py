@@ -342,6 +342,7 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--systems", default=",".join(SYSTEMS), help="which of product, field, lean")
     found.add_argument("--alerts", type=int, default=20_000, help="alerts of each load")
     found.add_argument("--warm-up", type=int, help="alerts dropped at the start (5,000; a quarter of fewer alerts)")
+    found.add_argument("--batch", type=int, default=BATCH, help="max_alerts_per_batch (the default of the config)")
     found.add_argument("--rounds", type=int, default=1, help="how often the systems take turns")
     found.add_argument("--cores", type=int, default=2, help="Spark's task slots")
     found.add_argument("--model", default="t2b-0", help="released model, or a folder")
@@ -359,7 +360,7 @@ def plan_of(given: argparse.Namespace) -> Plan:
         systems=tuple(given.systems.split(",")),
         n=given.alerts,
         warm_up=warm_up,
-        batch=max(1, min(BATCH, given.alerts // 5)),
+        batch=max(1, min(given.batch, given.alerts // 5)),
         rounds=given.rounds,
         cores=given.cores,
         model=str(model.find(given.model).resolve()),

@@ -5,7 +5,6 @@ import json
 import logging
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -16,7 +15,7 @@ import uuid
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import TracebackType
 from typing import Self
 
 from confluent_kafka import KafkaException
@@ -25,6 +24,7 @@ from confluent_kafka.cimpl import NewTopic
 
 from broker.errors import KafkaError
 from broker.java import cache_folder, jars, java
+from broker.signals import heard
 
 __all__ = ["EmbeddedKafka", "jars", "java", "serve"]
 
@@ -285,18 +285,10 @@ def serve(
     """
     asked_to_stop = threading.Event()
 
-    def stop(signum: int, frame: FrameType | None) -> None:
-        asked_to_stop.set()
-
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        with EmbeddedKafka(port, folder, host=host) as kafka:
-            if topics:
-                kafka.create_topics(topics)
-            print(f"Kafka listens on {kafka.bootstrap_servers}\nlog: {kafka.log}", flush=True)
-            while not asked_to_stop.wait(0.5):
-                if not kafka.running:
-                    raise KafkaError(f"the embedded Kafka ended by itself; its log: {kafka.log}")
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    with heard(lambda _: asked_to_stop.set()), EmbeddedKafka(port, folder, host=host) as kafka:
+        if topics:
+            kafka.create_topics(topics)
+        print(f"Kafka listens on {kafka.bootstrap_servers}\nlog: {kafka.log}", flush=True)
+        while not asked_to_stop.wait(0.5):
+            if not kafka.running:
+                raise KafkaError(f"the embedded Kafka ended by itself; its log: {kafka.log}")

@@ -1,5 +1,7 @@
 """An archive back onto a Kafka topic: bytes, keys and headers as they were, at a pace."""
 
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -9,6 +11,7 @@ from confluent_kafka import KafkaError as Fault
 from confluent_kafka import KafkaException, Message, Producer
 
 from broker.errors import ConfigError, KafkaError
+from broker.signals import heard
 from broker.topics import check_topics, reason, require_topics, wait_for_kafka
 
 # The largest alert that a source takes (16 MiB) and room for key, headers and the batch around it.
@@ -70,19 +73,20 @@ def replay(
     wait_for_kafka(settings, _WAIT_S)
     require_topics(settings, [topic])
     sender = _Sender(settings, topic, _limit(settings, topic), progress)
-    interrupted = False
+    interrupted = threading.Event()
     start = time.monotonic()
-    try:
+    # An exception out of a delivery callback comes back from librdkafka's poll as a SystemError: no KeyboardInterrupt.
+    with heard(lambda _: interrupted.set(), signal.SIGINT):
         for n_sent, frame in enumerate(frames):
             if rate is not None:
-                sender.wait_until(start + n_sent / rate)
+                sender.wait_until(start + n_sent / rate, interrupted)
+            if interrupted.is_set():
+                break
             sender.send(frame)
             if sender.n_failed >= _FAILURES_ENOUGH:
                 break
-    except KeyboardInterrupt:
-        interrupted = True
     sender.finish()
-    return Replayed(sender.n, sender.n_bytes, time.monotonic() - start, sender.last, interrupted)
+    return Replayed(sender.n, sender.n_bytes, time.monotonic() - start, sender.last, interrupted.is_set())
 
 
 def _limit(options: Mapping[str, str], topic: str) -> int | None:
@@ -123,9 +127,9 @@ class _Sender:
         except KafkaException as error:
             raise ConfigError(f"[kafka] options: librdkafka says: {reason(error)}; correct the setting") from error
 
-    def wait_until(self, moment: float) -> None:
-        """Serve acknowledgements until then."""
-        while (left := moment - time.monotonic()) > 0:
+    def wait_until(self, moment: float, interrupted: threading.Event) -> None:
+        """Serve acknowledgements until then, or until interrupted."""
+        while (left := moment - time.monotonic()) > 0 and not interrupted.is_set():
             self._producer.poll(min(left, 0.1))
             self._tell()
 

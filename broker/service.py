@@ -7,12 +7,10 @@ from __future__ import annotations
 
 import json
 import logging
-import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,6 +25,7 @@ from broker.errors import BrokerError, ConfigError
 from broker.java import java
 from broker.ledger import Balance, Gap, Span, compare, log_line
 from broker.ledger_topic import ROWS_KEPT_MS, LedgerTopic
+from broker.signals import heard
 from broker.topics import check_topics, find_holes, require_topics, wait_for_kafka
 
 _log = logging.getLogger(__name__)
@@ -71,7 +70,7 @@ class Service:
         wait_for_kafka(self._kafka, self.config.kafka.startup_timeout_s)
         streams = self._streams()
         with ExitStack() as stack:
-            stack.enter_context(_signals(self.stopping))
+            stack.enter_context(heard(lambda _: self.stopping.set()))
             spark = session.start(
                 "t2-broker", self.config.spark.master, self.config.spark.driver_memory, self.config.spark.extra
             )
@@ -260,17 +259,3 @@ def _drain(streams: list[Stream]) -> None:
 def _newest_commit(stream: Stream) -> int:
     last = _committed(stream)
     return -1 if last is None else last.batch
-
-
-@contextmanager
-def _signals(stopping: threading.Event) -> Iterator[None]:
-    """SIGINT and SIGTERM ask for the end."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.signal(number, lambda *_: stopping.set()) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

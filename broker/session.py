@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import sys
-import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import cast
@@ -15,6 +14,7 @@ from pyspark.sql import SparkSession
 from broker.decode import LIMITS
 from broker.errors import UsageError
 from broker.java import DATA, jars, java
+from broker.signals import heard
 
 # Arrow batches to Python: the default of 64 MB doubles the cost of large alerts.
 ARROW_BATCH_BYTES = "8m"
@@ -69,17 +69,9 @@ def _signals_held_back() -> Iterator[None]:
     pyspark interrupted while it launches the JVM removes the file that the JVM is about to answer by, and a JVM
     to which nobody is connected runs for ever. It also leaves a SIGINT handler of its own behind: that goes here too.
     """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
     came: list[int] = []
-    stops = (signal.SIGINT, signal.SIGTERM)
-    before = {number: signal.signal(number, lambda number, _: came.append(number)) for number in stops}
-    try:
+    with heard(came.append):
         yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
     for late in came:
         signal.raise_signal(late)
 

@@ -120,11 +120,13 @@ def test_no_kafka_is_one_error() -> None:
         replay([Frame(b"x")], {"bootstrap.servers": servers}, "replay-none")
 
 
-def test_interrupt_says_where_it_was(kafka: EmbeddedKafka) -> None:
-    kafka.create_topics({"replay-ctrl-c": 1})
+@pytest.mark.parametrize("rate", [100, None])
+def test_interrupt_says_where_it_was(kafka: EmbeddedKafka, rate: float | None) -> None:
+    topic = f"replay-ctrl-c-{rate}"
+    kafka.create_topics({topic: 1})
 
     def endless() -> Iterator[Frame]:
-        for i in range(1_000_000):
+        for i in range(100_000_000):
             yield Frame(b"x", offset=i)
 
     def interrupt() -> None:
@@ -134,10 +136,10 @@ def test_interrupt_says_where_it_was(kafka: EmbeddedKafka) -> None:
     handler = signal.signal(signal.SIGINT, signal.default_int_handler)  # a Spark session before us leaves its own
     try:
         threading.Thread(target=interrupt).start()
-        result = replay(endless(), kafka.bootstrap_servers, "replay-ctrl-c", rate=100)
+        result = replay(endless(), kafka.bootstrap_servers, topic, rate)
     finally:
         signal.signal(signal.SIGINT, handler)
     assert result.was_interrupted
     assert result.last == f"night.tar.gz/1.avro:{result.n - 1}"
-    on_topic = watermarks({"bootstrap.servers": kafka.bootstrap_servers}, ["replay-ctrl-c"])["replay-ctrl-c"][0]
+    on_topic = watermarks({"bootstrap.servers": kafka.bootstrap_servers}, [topic])[topic][0]
     assert on_topic.last_exclusive == result.n > 0

@@ -30,9 +30,8 @@ from confluent_kafka import Consumer, Message, Producer, TopicPartition
 from pyspark.sql.pandas.functions import PandasUDFType, pandas_udf
 from pyspark.sql.types import BinaryType
 
-from broker import job, model, registry, session, sources, surveys
+from broker import decode, job, model, registry, session, sources, surveys
 from broker.config import Policy
-from broker.decode import reader_schema
 from broker.gather import gather
 from broker.lightcurve import merge, summarise, thin
 from broker.outlets import Passport, native
@@ -313,8 +312,7 @@ def _readers(survey: str) -> tuple[tuple[str, bytes, int, int, Any, Any], ...]:
 
 def _starts(survey: Survey) -> Iterator[tuple[str, bytes, int, int, Any, Any]]:
     for writer in reversed(registry.writers(survey.name)):
-        full = fastavro.parse_schema(writer.schema)
-        pruned = fastavro.parse_schema(reader_schema(writer.schema, survey, widest=True))
+        full, pruned = map(fastavro.parse_schema, decode.schema_pair(writer.schema, survey, widest=True))
         for header in writer.headers:
             yield writer.label, header.start, 0, header.n_bytes, full, pruned
         if writer.schema_id is not None:

@@ -29,16 +29,55 @@ LIMITS = {
 }
 
 
-def reader_schema(writer: Schema, survey: Survey, widest: bool = False) -> Schema:
-    """The survey's fields as a reader schema for one writer schema.
+def schema_pair(writer: Schema, survey: Survey, widest: bool = False) -> tuple[Schema, Schema]:
+    """The writer schema, and the survey's fields of it as a reader schema.
 
     widest: scalars keep the writer's own type where it is wider than ours (the caller converts them).
 
     Same field order and types for every writer, so that all branches give one struct. Names are the writer's own (a
     namespace that differs would silently yield defaults); a field that this writer lacks is null, unless the
-    survey calls it essential: SchemaError, the schema is another survey's.
+    survey calls it essential: SchemaError, the schema is another survey's. The writer schema comes back with each
+    record as a type of its own, so that a history asks for fewer fields than the alert's own source: half as many
+    on LSST.
     """
-    return _Pruner(survey, writer, widest).record(writer, survey.fields, "")
+    apart = _apart(writer)
+    return apart, _Pruner(survey, apart, widest).record(apart, survey.fields, "")
+
+
+def _apart(writer: Schema) -> Schema:
+    """The schema with a copy of a record, of another name, where a field refers to one that stands further up."""
+    named = dict(_named_types(writer, ""))
+    fields = writer.get("fields")
+    if not isinstance(fields, list):
+        return writer
+    space = _full_name(writer, "").rpartition(".")[0]
+
+    def copy(kind: object, field: str) -> object:
+        if isinstance(kind, list):
+            return [copy(part, field) for part in kind]
+        if isinstance(kind, dict) and kind.get("type") == "array":
+            return {**kind, "items": copy(kind["items"], field)}
+        record = (named.get(kind) or named.get(f"{space}.{kind}")) if isinstance(kind, str) else None
+        return _referring({**record, "name": f"{record['name']}_{field}"}) if record else kind
+
+    return {**writer, "fields": [{**field, "type": copy(field["type"], str(field["name"]))} for field in fields]}
+
+
+def _referring(record: Schema) -> Schema:
+    """The record with its inner records by name: they are defined already."""
+    namespace = str(record["name"]).rpartition(".")[0]
+
+    def by_name(kind: object) -> object:
+        if isinstance(kind, list):
+            return [by_name(part) for part in kind]
+        if isinstance(kind, dict) and "name" in kind:
+            return _full_name(kind, namespace)
+        if isinstance(kind, dict) and kind.get("type") == "array":
+            return {**kind, "items": by_name(kind["items"])}
+        return kind
+
+    fields: list[dict[str, object]] = record["fields"]  # type: ignore[assignment]
+    return {**record, "fields": [{**field, "type": by_name(field["type"])} for field in fields]}
 
 
 class _Pruner:
@@ -179,9 +218,9 @@ def _by_label(writers: tuple[Writer, ...], read: Callable[[Writer], Column]) -> 
 
 def _read(wrap: Callable[[Schema, bool], Schema], data: Column, survey: Survey, writer: Writer) -> Column:
     """The wrapped alert by one writer schema. PERMISSIVE gives a struct of nulls for bytes that it can't read."""
-    reader = wrap(reader_schema(writer.schema, survey), True)
-    options = {"avroSchema": json.dumps(reader), "mode": "PERMISSIVE"}
-    return from_avro(data, json.dumps(wrap(writer.schema, False)), options)
+    apart, reader = schema_pair(writer.schema, survey)
+    options = {"avroSchema": json.dumps(wrap(reader, True)), "mode": "PERMISSIVE"}
+    return from_avro(data, json.dumps(wrap(apart, False)), options)
 
 
 def _end(body: Column) -> Column:

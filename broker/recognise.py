@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from broker import container, registry, surveys
-from broker.decode import reader_schema
+from broker.decode import schema_pair
 from broker.errors import SchemaError
 from broker.wire import CONTAINER_MAGIC, schema_id_of
 
@@ -37,7 +37,7 @@ def _survey_of_schema(schema: registry.Schema) -> str | None:
         return first
     for survey in surveys.NAMES:
         try:
-            reader_schema(schema, surveys.find(survey))
+            schema_pair(schema, surveys.find(survey))
         except SchemaError:
             continue
         return survey

@@ -18,7 +18,7 @@ import pyarrow as pa
 from fastavro.schema import SchemaParseException, UnknownType
 
 from broker import registry, surveys
-from broker.decode import END, MAX_ITEMS, reader_schema
+from broker.decode import END, MAX_ITEMS, schema_pair
 from broker.errors import SchemaError
 from broker.registry import Schema
 from broker.surveys import Survey
@@ -259,10 +259,10 @@ def _schemas(text: str, survey: str) -> tuple[Schema, Schema]:
         if not isinstance(writer, dict) or writer.get("type") != "record":
             raise Refusal("wrong_survey", "the container's schema is not a record")
         _refuse_zero_bytes(writer, {"null"})
-        reader = reader_schema(writer, surveys.find(survey), widest=True)
+        apart, reader = schema_pair(writer, surveys.find(survey), widest=True)
     except SchemaError as error:
         raise Refusal("wrong_survey", str(error)) from error
-    return _ended(writer), _ended(reader)
+    return _ended(apart), _ended(reader)
 
 
 def _ended(alert: Schema) -> Schema:

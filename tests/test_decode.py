@@ -16,7 +16,7 @@ from pyspark.sql.types import StructType
 from samples import damaged, originals, unpacked, whole
 
 from broker import registry, surveys
-from broker.decode import END, LIMITS, MAX_ITEMS, reader_schema
+from broker.decode import END, LIMITS, MAX_ITEMS, schema_pair
 from broker.errors import SchemaError
 from broker.second_reader import Read
 
@@ -78,8 +78,9 @@ def test_elasticc_containers_of_the_shared_folder(spark: SparkSession, shared_al
 def test_all_writers_give_one_struct(spark: SparkSession, survey: str) -> None:
     table, structs = surveys.find(survey), set()
     for writer in registry.writers(survey):
-        options = {"avroSchema": json.dumps(reader_schema(writer.schema, table)), "mode": "PERMISSIVE"}
-        frame = spark.createDataFrame([(b"",)], "value binary").select(from_avro("value", writer.text, options))
+        apart, reader = schema_pair(writer.schema, table)
+        options = {"avroSchema": json.dumps(reader), "mode": "PERMISSIVE"}
+        frame = spark.createDataFrame([(b"",)], "value binary").select(from_avro("value", json.dumps(apart), options))
         (field,) = frame.schema.fields
         assert isinstance(field.dataType, StructType)
         structs.add(field.dataType.simpleString())
@@ -105,7 +106,7 @@ def test_essential_fields_are_demanded(survey: str) -> None:
         record, *_ = (_owner(schema, path.split(".")),)
         record["fields"] = [field for field in record["fields"] if field["name"] != path.split(".")[-1]]
         with pytest.raises(SchemaError, match=path):
-            reader_schema(schema, table)
+            schema_pair(schema, table)
 
 
 def _owner(schema: Any, path: list[str]) -> Any:
@@ -123,7 +124,7 @@ def test_foreign_schemas_are_refused(survey: str) -> None:
     foreign += [{"type": "record", "name": "nothing", "fields": []}]
     for schema in foreign:
         with pytest.raises(SchemaError, match=f"not an alert of {survey}"):
-            reader_schema(schema, surveys.find(survey))
+            schema_pair(schema, surveys.find(survey))
 
 
 def test_fields_of_another_kind_are_refused() -> None:
@@ -132,7 +133,7 @@ def test_fields_of_another_kind_are_refused() -> None:
         if field["name"] == "prv_candidates":
             field["type"] = "string"
     with pytest.raises(SchemaError, match="prv_candidates is not an array"):
-        reader_schema(schema, surveys.find("ztf"))
+        schema_pair(schema, surveys.find("ztf"))
 
 
 # --- damage -------------------------------------------------------------------------------------------------------

@@ -26,7 +26,7 @@ ELASTICC = Survey(
     fields={
         "alertId": "long",
         "diaSource": _SOURCE,
-        "prvDiaSources": [_SOURCE],
+        "prvDiaSources": [_POINT],
         "prvDiaForcedSources": [_POINT],
         "diaObject": {"diaObjectId": "long"},
     },

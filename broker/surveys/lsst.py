@@ -2,12 +2,6 @@
 
 from broker.surveys import Fields, Floor, Kind, Measurements, Survey
 
-_FLAGS = (
-    "pixelFlags_injected",
-    "pixelFlags_injectedCenter",
-    "pixelFlags_injected_template",
-    "pixelFlags_injected_templateCenter",
-)
 _POINT: Fields = {
     "visit": "long",
     "detector": "int",
@@ -17,22 +11,27 @@ _POINT: Fields = {
     "band": "string",
     "timeWithdrawnMjdTai": "double",  # from 9.0 (sources) and 11.1 (forced)
 }
-_SOURCE: Fields = _POINT | {
-    "diaSourceId": "long",
-    "diaObjectId": "long",
-    "ssObjectId": "long",
-    "ra": "double",
-    "dec": "double",
+_DETECTION: Fields = _POINT | {
     "reliability": "float",
-    "isNegative": "boolean",
-    "is_negative": "boolean",  # its spelling in 7.3 and 7.4
     "isDipole": "boolean",
     "glint_trail": "boolean",
     "psfFlux_flag": "boolean",
     "pixelFlags_bad": "boolean",
     "pixelFlags_crCenter": "boolean",
     "pixelFlags_saturatedCenter": "boolean",
-    **dict.fromkeys(_FLAGS, "boolean"),
+}
+_SOURCE: Fields = _DETECTION | {
+    "diaSourceId": "long",
+    "diaObjectId": "long",
+    "ssObjectId": "long",
+    "ra": "double",
+    "dec": "double",
+    "isNegative": "boolean",
+    "is_negative": "boolean",  # its spelling in 7.3 and 7.4
+    "pixelFlags_injected": "boolean",
+    "pixelFlags_injectedCenter": "boolean",
+    "pixelFlags_injected_template": "boolean",
+    "pixelFlags_injected_templateCenter": "boolean",
 }
 
 
@@ -56,7 +55,7 @@ LSST = Survey(
     framing="confluent",
     fields={
         "diaSource": _SOURCE,
-        "prvDiaSources": [_SOURCE],
+        "prvDiaSources": [_DETECTION],
         "prvDiaForcedSources": [_POINT],
         "diaObject": {"diaObjectId": "long", "firstDiaSourceMjdTai": "double"},
         "ssSource": {"ssObjectId": "long"},

@@ -34,7 +34,7 @@ ELASTICC = Survey(
     mandatory={
         "diaSource.diaSourceId": (0, 2**63 - 1),
         "diaSource.midPointTai": (45_000, 90_000),
-        "diaSource.ra": (0, 360),
+        "diaSource.ra": (-180, 360),  # its alerts have right ascensions down to -0.2 as well
         "diaSource.decl": (-90, 90),
     },
     columns={

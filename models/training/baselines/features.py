@@ -52,15 +52,14 @@ def of_padded(p: Padded) -> NDArray[np.float32]:
 def _general(p: Padded, snr: Floats, scale: Floats, first: Floats, at_peak: Floats) -> list[Floats]:
     last = np.where(p.keep, p.mjd, -FAR).max(1)
     last_detection = np.where(p.detected, p.mjd, -FAR).max(1)
-    night = np.where(p.keep, night_of(p.mjd), -1)
-    detected_night = np.where(p.detected, night, -1)
     start, top = first[:, 0], at_peak[:, 0]
     n_detected = p.detected.sum(1)
     negative = (p.detected & (p.flux < 0)).sum(1)
     return [
         *(np.asarray(c, np.float64) for c in (p.keep.sum(1), n_detected, negative)),
         negative / np.maximum(n_detected, 1),
-        *((np.diff(n, axis=1) != 0).sum(1).astype(np.float64) for n in (night, detected_night)),
+        _nights(p.mjd, p.keep),
+        _nights(p.mjd, p.detected),
         np.log10(scale[:, 0]),
         last - start,
         top - start,
@@ -71,6 +70,12 @@ def _general(p: Padded, snr: Floats, scale: Floats, first: Floats, at_peak: Floa
         np.where(p.keep, snr, FAR).min(1),
         (p.keep & (snr <= -3)).sum(1).astype(np.float64),
     ]
+
+
+def _nights(mjd: Floats, these: NDArray[np.bool_]) -> Floats:
+    """Nights that have one of these points; rows are sorted by time."""
+    latest = np.maximum.accumulate(np.where(these, night_of(mjd), -1), axis=1)
+    return np.asarray((np.diff(latest, axis=1, prepend=-1) > 0).sum(1), np.float64)
 
 
 def _band(

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from broker import lightcurve
 from broker.lightcurve import LightCurves
 from models.training import augment, dataset, evaluate
-from models.training.dataset import CALIBRATION, CLASSES, SET_NAMES, SETS, TEST, TRAIN, UNLABELLED, TrainingSet
+from models.training.dataset import CALIBRATION, CLASSES, SET_NAMES, SETS, TEST, TRAIN, TrainingSet
 
 MAX_POINTS = 256  # longer packets are thinned, as the released models have it
 PACKETS_PER_CALL = 2048
@@ -47,7 +47,7 @@ def training(data: TrainingSet, n_cuts: int, seed: int) -> Training:
     models' batches are. Weights: the released models' share of each class in each set.
     """
     rng = np.random.default_rng(seed)
-    rows = np.flatnonzero((data.split == TRAIN) & (data.about.label != UNLABELLED))
+    rows = np.flatnonzero((data.split == TRAIN) & (data.about.label >= 0))
     curves = data.curves.take(rows)
     found = np.flatnonzero(curves.detected)
     first = np.searchsorted(found, curves.offsets)

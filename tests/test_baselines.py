@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from broker import model
 from broker.lightcurve import BANDS, LightCurves, Points, merge
 from models.training import dataset, evaluate
-from models.training.baselines import boosted, compare, features, grid, packets, paper
+from models.training.baselines import boosted, compare, features, grid, packets, paper, timing
 from models.training.baselines.grid import N_TIMES
 from models.training.dataset import SETS, TRAIN, TrainingSet
 
@@ -155,6 +155,23 @@ def test_attention_of_the_replica_is_softmax_attention() -> None:
     assert np.abs(np.asarray(paper._attention(q, k, v) - expected)).max() < 1e-5
 
 
+def test_the_replica_gives_the_same_in_onnx(tmp_path: Path) -> None:
+    params = jax.tree.map(lambda x: x + np.float32(0.05), paper.initial())
+    x = np.random.default_rng(0).normal(0, 1, (5, N_TIMES, 6)).astype(np.float32)
+    (found,) = timing.session(timing.network(params)).run(None, {"grid": x})
+    assert np.abs(found - paper.probabilities(params, x)).max() < 1e-5
+    np.savez(tmp_path / "weights.npz", allow_pickle=False, scales=np.ones((2, 2, 6)), **paper._flat(params))
+    stored, by = paper.load(tmp_path / "weights.npz")
+    assert by.shape == (2, 2, 6)
+    assert np.abs(found - paper.probabilities(stored, x)).max() < 1e-5
+
+
+def test_timed_curves_have_the_length_asked_for() -> None:
+    part = timing.of_length(curves_of([bump(n, n) for n in (70, 10, 64, 65)]), 64)
+    assert part.counts.tolist() == [64, 64, 64]
+    assert timing.least({"nothing": lambda: None}, 2)["nothing"] < 1e4
+
+
 def test_the_replica_has_the_size_of_the_paper() -> None:
     assert paper.n_parameters(paper.initial()) == 13_159  # the paper's 13,262 has 14 classes and 2 bands
 
@@ -180,6 +197,23 @@ def test_chains_from_tables_to_the_comparison(data: TrainingSet, tmp_path: Path)
     assert {line.count("|") for line in lines} == {9}
     assert "LightGBM" in compare.verdict(held, "t2b-0", "LightGBM")
     assert len(list(compare.losses(held, ["t2b-0", "LightGBM"]))) == 3
+    assert {line.count("|") for line in compare.within(held, list(answers))} == {10}
+
+
+def test_completeness_of_real_transients_by_hand() -> None:
+    label = np.array([0, 0, 0, 3, 3, 1, 1, 2])
+    sure = np.eye(7)[[0, 0, 1, 3, 0, 1, 1, 2]] * 0.9 + 0.1 / 7
+    sure[4, 0] = 0.5  # a SLSN that looks like a SNIa, less than the true ones do
+    held = [compare.Held("real_transients", 0, label, {"x": sure})]
+    row = list(compare.completeness(held, ["x"]))[2]
+    assert row.startswith("| x | 0.667 [")
+    assert "| 0.500 [" in row
+    assert row.count("of 2") == 1
+    yse = [compare.Held("yse_dr1", 3, label, {"x": sure})]
+    rows = list(compare.within(yse, ["x"]))
+    assert rows[2].startswith("| yse_dr1 | 3 | 8 | ")
+    assert rows[3].startswith("| yse_dr1, SNIa, SNII, SNIbc | 3 | 6 | ")
+    assert "| 0.833 |" in rows[3]
 
 
 def test_boosted_trees_learn_the_bumps(data: TrainingSet) -> None:

@@ -90,6 +90,15 @@ def test_a_night_is_counted_and_plotted(folder: Path, tmp_path: Path) -> None:
     assert len(list(night.called_table(found, everything[:3]))) == 5
 
 
+@pytest.mark.shared
+def test_negative_alerts_without_positive_history_are_no_supernovae(shared_data: Path) -> None:
+    found = night.read(shared_data / night.SET, "t2b-0")
+    dark = np.array([r.get("n_positive_detections", 1) == 0 for r in found.judged.records])
+    assert dark.sum() > 100
+    assert not (found.called & dark).any()
+    assert (found.of_night & found.called).sum() <= 0.03 * found.of_night.sum()
+
+
 def test_wilson_by_hand() -> None:
     assert night.wilson(0, 12) == pytest.approx((0, 0.2425), abs=1e-3)
     assert night.wilson(5, 10) == pytest.approx((0.2366, 0.7634), abs=1e-3)

@@ -85,7 +85,7 @@ def logits(params: Params, x: jax.Array, key: jax.Array | None = None) -> jax.Ar
         scaled = centred / jnp.sqrt((centred**2).mean(-1, keepdims=True) + 1e-6)
         return jnp.asarray(scaled * params[name]["gain"] + params[name]["shift"])
 
-    h = jax.nn.relu(dense("embed", x)) + _positions()
+    h = jax.nn.relu(dense("embed", x)) + positions()
     h = norm("norm1", h + drop(dense("out", _attention(*(dense(name, h) for name in ("query", "key", "value")))), 1))
     h = norm("norm2", h + drop(dense("down", jax.nn.relu(dense("up", h))), 2))
     return dense("head", drop(h.mean(1), 3))
@@ -101,7 +101,8 @@ def _attention(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
     return jnp.asarray(mixed.reshape(query.shape))
 
 
-def _positions() -> NDArray[np.float32]:
+def positions() -> NDArray[np.float32]:
+    """The paper's sines and cosines of the place on the grid, (N_TIMES, WIDTH)."""
     angle = np.arange(N_TIMES)[:, None] / 10_000 ** (2 * np.arange(WIDTH // 2) / WIDTH)
     table = np.zeros((N_TIMES, WIDTH), np.float32)
     table[:, 0::2], table[:, 1::2] = np.sin(angle), np.cos(angle)
@@ -178,6 +179,17 @@ def probabilities(params: Params, x: Grids) -> NDArray[np.float64]:
         whole = np.concatenate([part, np.zeros((BATCH_TO_ANSWER - len(part), *x.shape[1:]), np.float32)])
         parts.append(np.asarray(run(whole), np.float64)[: len(part)])
     return np.concatenate(parts)
+
+
+def load(path: Path) -> tuple[Params, NDArray[np.float32]]:
+    """Weights and scales that `main` wrote."""
+    params: Params = {}
+    with np.load(path) as stored:
+        for key in stored.files:
+            if key != "scales":
+                name, _, kind = key.partition(".")
+                params.setdefault(name, {})[kind] = stored[key]
+        return params, stored["scales"]
 
 
 def _flat(params: Mapping[str, Mapping[str, Any]]) -> dict[str, NDArray[np.float32]]:

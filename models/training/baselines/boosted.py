@@ -65,7 +65,7 @@ def train(data: TrainingSet, most_trees: int = MOST_TREES, n_cuts: int = N_CUTS)
 def _calibration(data: TrainingSet) -> tuple[NDArray[np.float32], NDArray[np.int8], NDArray[np.float64]]:
     """Features, labels and weights of the calibration packets; each set weighs what it weighs in training.
 
-    With the same weight for all, a few TDEs of one set end the training at 144 trees, when spcc still gains.
+    With the same weight for all, the smallest sets end the training at 144 trees instead of 270.
     """
     parts = [evaluate.packets(data, CALIBRATION, k) for k in evaluate.CUTS]
     curves = lightcurve.thin(LightCurves.concatenate([p.curves for p in parts]), packets.MAX_POINTS)

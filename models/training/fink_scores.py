@@ -154,8 +154,8 @@ HEAD = """# Alerts of a simulated night, beside Fink's scores
 
 Written by `python -m models.training.fink_scores` (its first lines say how). ELAsTiCC alerts of one night, SN Ia and
 SN II alone, as packets, through the broker as it serves. Fink's scores are those of December 2022 (fink_science
-3.10.1); our models have learned from other objects of the same night, whose alerts Fink's had not seen. One night, two
-classes, an old score: a check, not a claim. ROC AUC of SN Ia against SN II; 95 % over 300 resamplings of the objects,
+3.10.1); our models have learned from other objects of the same simulated night. One night, two classes, an old score: a
+check, not a claim. ROC AUC of SN Ia against SN II; 95 % over 300 resamplings of the objects,
 which have several alerts each; cells with fewer than 10 alerts of a class are left empty.
 """
 

@@ -20,9 +20,10 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Column, Table
 
-from broker import classes, labelled, scores, split
+from broker import classes, figures, labelled, split
 from broker import model as models
 from broker.errors import UsageError
+from broker.figures import Figures, Said
 from broker.labelled import Labelled, Options
 from broker.lightcurve import RULES_VERSION, WINDOW_D, Integers, LightCurves, cut, night_of
 from broker.model import Card, Model
@@ -31,7 +32,6 @@ DETECTIONS = ("1", "2", "3", "5", "10", "all")
 NIGHTS = (1, 2, 3, 5, 10)
 DAYS = (0, 1, 3, 7, 14, 30)
 PACKETS_PER_CALL = 4096
-Figures = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -62,9 +62,14 @@ def evaluate(
     known = {t.name: t.zero_point for m in loaded.values() for t in m.card.training_data}
     data = labelled.read(folder, options, known)
     found: dict[str, Figures] = {}
+    said: dict[str, dict[str, Said]] = {}
     for name, model in loaded.items():
         key = model.card.name if model.card.name not in found else name
-        found[key] = _of_model(data, model, wanted, prior, held_out)
+        found[key], said[key] = _of_model(data, model, wanted, prior, held_out)
+        first = next(iter(said))
+        if key != first:
+            for group, own in said[key].items():
+                found[key][group]["difference"] = {first: figures.difference(own, said[first][group])}
     return found
 
 
@@ -118,7 +123,9 @@ def answer(model: Model, curves: LightCurves, newest: Integers, window_d: float)
     return Packets(newest, probability, n_detections, n_points)
 
 
-def _of_model(data: Labelled, model: Model, detections: tuple[int, ...], prior: str, held_out: bool) -> Figures:
+def _of_model(
+    data: Labelled, model: Model, detections: tuple[int, ...], prior: str, held_out: bool
+) -> tuple[Figures, dict[str, Said]]:
     started = time.monotonic()
     names = tuple(c.name for c in model.card.classes)
     index, left_out = _labels(data, names)
@@ -136,17 +143,28 @@ def _of_model(data: Labelled, model: Model, detections: tuple[int, ...], prior: 
     groups = triggers(curves, detections)
     newest = np.unique(np.concatenate(list(groups.values())))
     packets = answer(model, curves, newest[newest >= 0], WINDOW_D[data.survey])
-    shares = prior_shares(prior, names, label)
+    shares = figures.prior_shares(prior, names, label)
     about = _about(data, model, left_out, {n: s for n, s in zip(names, shares.tolist(), strict=True) if s > 0})
     about |= {"n_objects": len(rows), "held_out": held_out}
     about["warnings"] = [] if held_out or warning is None else [_trained_on(data, model.card, side, kept, warning)]
-    figures: Figures = {}
+    found: Figures = {}
+    said: dict[str, Said] = {}
     for group, point in groups.items():
         chosen = np.flatnonzero(point >= 0)
         place = np.searchsorted(packets.newest, point[chosen])
-        figures[group] = _figures(model.card, data.survey, label[chosen], packets, place, shares)
+        said[group] = _said(model.card, data.survey, rows[chosen], label[chosen], packets, place)
+        found[group] = figures.of_group(said[group], shares)
     about["seconds"] = round(time.monotonic() - started, 1)
-    return figures | {"about": about}
+    return found | {"about": about}, said
+
+
+def _said(card: Card, survey: str, row: Integers, label: Integers, packets: Packets, place: Integers) -> Said:
+    """place: which of the packets each object has."""
+    probability = packets.probability[place].astype(np.float64)
+    with np.errstate(invalid="ignore"):
+        evident = probability.max(1, initial=0) >= card.threshold(survey, packets.n_detections[place])
+    evident &= packets.n_points[place] >= card.min_points
+    return Said(tuple(c.name for c in card.classes), row, label, probability, evident)
 
 
 def _labels(data: Labelled, names: tuple[str, ...]) -> tuple[Integers, dict[str, int]]:
@@ -189,28 +207,6 @@ def _trained_on(data: Labelled, card: Card, side: NDArray[np.int8] | None, kept:
     )
 
 
-def prior_shares(prior: str, names: tuple[str, ...], label: Integers) -> NDArray[np.float64]:
-    """Share of each class, (classes,): "set" as in the set, "flat", or "SNIa=0.7,SNII=0.3". Raises UsageError."""
-    count = np.bincount(label, minlength=len(names)).astype(np.float64)
-    if prior == "set":
-        shares = count
-    elif prior == "flat":
-        shares = (count > 0).astype(np.float64)
-    else:
-        shares = np.zeros(len(names))
-        for item in prior.split(","):
-            name, _, text = item.partition("=")
-            try:
-                share = float(text)
-            except ValueError:
-                share = np.nan
-            if name.strip() not in names or not 0 <= share < np.inf:
-                allowed = f"set, flat or NAME=SHARE,... with classes {', '.join(names)}"
-                raise UsageError(f"--prior {prior!r}: {item!r} is not understood; {allowed}")
-            shares[names.index(name.strip())] = share
-    return np.asarray(shares / max(shares.sum(), np.finfo(np.float64).tiny))
-
-
 def _about(data: Labelled, model: Model, left_out: dict[str, int], prior: Mapping[str, float]) -> Figures:
     card = model.card
     return {
@@ -228,88 +224,15 @@ def _about(data: Labelled, model: Model, left_out: dict[str, int], prior: Mappin
     }
 
 
-def _figures(
-    card: Card, survey: str, label: Integers, packets: Packets, place: Integers, shares: NDArray[np.float64]
-) -> Figures:
-    """All figures of one group; place: which of the packets each of its objects has."""
-    usable = np.isfinite(packets.probability[place]).all(1)
-    label, place = label[usable], place[usable]
-    probability = packets.probability[place].astype(np.float64)
-    matrix = scores.confusion(label, probability.argmax(1), len(card.classes))
-    evident = probability.max(1, initial=0) >= card.threshold(survey, packets.n_detections[place])
-    evident &= packets.n_points[place] >= card.min_points
-    right = probability.argmax(1) == label if len(label) else np.zeros(0, np.bool_)
-    found: Figures = {"n": len(label), "n_without_answer": int((~usable).sum())}
-    for name, figure in (
-        ("macro_f1", scores.macro_f1),
-        ("accuracy", scores.accuracy),
-        ("balanced_accuracy", scores.balanced_accuracy),
-    ):
-        found[name] = float(figure(matrix)) if len(label) else np.nan
-        found[f"{name}_interval"] = scores.confusion_interval(matrix, figure)
-    intervals = scores.probability_intervals(label, probability)
-    for name, of_all in (
-        ("weighted_log_loss", scores.weighted_log_loss),
-        ("ece", scores.ece),
-        ("brier", scores.brier),
-    ):
-        found[name] = of_all(label, probability)
-        found[f"{name}_interval"] = intervals[name]
-    found["answer_rate"] = float(evident.mean()) if len(label) else np.nan
-    found["answered_accuracy"] = float(right[evident].mean()) if evident.any() else np.nan
-    found["within"] = _within(label, probability)
-    found["classes"] = _classes(card, label, probability, matrix, shares)
-    return found
-
-
-def _within(label: Integers, probability: NDArray[np.float64]) -> Figures:
-    """The same with answers among the set's own classes only: their probabilities are scaled to sum to 1."""
-    present, own = np.unique(label, return_inverse=True)
-    share = probability[:, present]
-    share = share / np.maximum(share.sum(1, keepdims=True), scores.LEAST_PROBABILITY)
-    if not len(label):
-        return dict.fromkeys(("macro_f1", "accuracy", "weighted_log_loss", "ece"), np.nan)
-    matrix = scores.confusion(own, share.argmax(1), len(present))
-    return {
-        "macro_f1": float(scores.macro_f1(matrix)),
-        "accuracy": float(scores.accuracy(matrix)),
-        "weighted_log_loss": scores.weighted_log_loss(own, share),
-        "ece": scores.ece(own, share),
-    }
-
-
-def _classes(
-    card: Card,
-    label: Integers,
-    probability: NDArray[np.float64],
-    matrix: NDArray[np.float64],
-    shares: NDArray[np.float64],
-) -> Figures:
-    weight = scores.prior_weights(label, shares)
-    precision, recall = scores.precision(matrix), scores.recall(matrix)
-    found: Figures = {}
-    for i, name in enumerate(c.name for c in card.classes):
-        n, answered = int(matrix[i].sum()), int(matrix[:, i].sum())
-        found[name] = {"n": n, "n_answered": answered, "precision": precision[i], "recall": recall[i]}
-        if n and weight[label == i].sum() > 0:
-            curve = scores.purity_curve(label == i, probability[:, i], weight)
-            found[name] |= {
-                "completeness_at_90_purity": scores.completeness_at(0.90, curve),
-                "completeness_at_95_purity": scores.completeness_at(0.95, curve),
-                "purity_at_50_completeness": scores.purity_at(0.50, curve),
-            }
-    return found
-
-
 def check_output(path: Path) -> None:
     """Raises UsageError when there is no folder for this file: before the work, not after it."""
     if not path.absolute().parent.is_dir() or path.is_dir():
         raise UsageError(f"--json {str(path)!r}: needs a file name in a folder that exists")
 
 
-def save(figures: Mapping[str, Figures], path: Path) -> None:
-    """Writes figures as JSON; what is not defined (a precision of a class never answered) is null."""
-    path.write_text(json.dumps(_plain(figures), indent=1, allow_nan=False) + "\n")
+def save(measured: Mapping[str, Figures], path: Path) -> None:
+    """Writes the figures as JSON; what is not defined (a precision of a class never answered) is null."""
+    path.write_text(json.dumps(_plain(measured), indent=1, allow_nan=False) + "\n")
 
 
 def _plain(value: Any) -> Any:
@@ -322,9 +245,9 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def show(figures: Mapping[str, Figures], out: Console) -> None:
+def show(measured: Mapping[str, Figures], out: Console) -> None:
     """Prints how the set was read, what was left out, warnings, the groups, and the classes at the last packet."""
-    for name, of_model in figures.items():
+    for name, of_model in measured.items():
         about = of_model["about"]
         reading = [*about["notes"], f"packets of {about['survey']}: {about['window_d']:g} days"]
         lines = [f"{name} on {about['dataset']}: {about['n_objects']} objects", *(f"  {note}" for note in reading)]
@@ -340,8 +263,26 @@ def show(figures: Mapping[str, Figures], out: Console) -> None:
             row = (group, str(f["n"]), _cell(f["macro_f1"]), f"{_cell(low)} {_cell(high)}")
             table.add_row(*row, *(_cell(f[column]) for column in columns))
         out.print(table)
+        _show_differences(name, groups, out)
         last = list(groups)[-1] if "all" not in groups else "all"
         out.print(_classes_table(last, groups[last]["classes"], about["prior"]))
+
+
+def _show_differences(name: str, groups: Mapping[str, Figures], out: Console) -> None:
+    """How much better the model is than the first one, where both have the same classes."""
+    others = {other for f in groups.values() for other, gap in f.get("difference", {}).items() if gap}
+    for other in sorted(others):
+        titles = ("packet", f"macro-F1 of {name} - {other}", "95 %", "accuracy", "95 %")
+        table = Table(*titles, box=None, pad_edge=False)
+        for group, f in groups.items():
+            gap = f["difference"][other]
+            cells = ([f"{gap[key]:+.3f}", _signed(gap[f"{key}_interval"])] for key in ("macro_f1", "accuracy"))
+            table.add_row(group, *(cell for pair in cells for cell in pair))
+        out.print(table)
+
+
+def _signed(pair: tuple[float, float]) -> str:
+    return f"{pair[0]:+.3f} {pair[1]:+.3f}"
 
 
 def _classes_table(group: str, found: Figures, prior: Mapping[str, float]) -> Table:

@@ -1,6 +1,7 @@
 """Figures against small examples worked out by hand, and properties that hold for any labels and probabilities."""
 
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -104,6 +105,87 @@ def test_intervals_are_seeded_and_shrink_with_more_objects() -> None:
 def test_chance_of_answers_that_know_nothing() -> None:
     label = np.repeat([0, 1], 500)
     assert scores.chance_macro_f1(label, label, 2) == pytest.approx(0.5, abs=0.03)
+
+
+def test_intervals_per_class_are_of_the_resamples_that_have_it() -> None:
+    found = scores.per_class_intervals(TRUTH_ANSWER, scores.recall)
+    assert found[0][0] < 0.8 < found[0][1]
+    assert np.isnan(found[2]).all()
+    assert np.isnan(scores.per_class_intervals(np.zeros((3, 3)), scores.recall)).all()
+
+
+def test_shares_and_their_intervals() -> None:
+    low, high = scores.share_interval(np.repeat([True, False], [30, 10]))
+    assert 0.55 < low < 0.75 < high < 0.92
+    assert scores.share_interval(np.ones(5, np.bool_)) == (1, 1)
+    assert np.isnan(scores.share_interval(np.zeros(0, np.bool_))).all()
+
+
+def test_reliability_by_hand() -> None:
+    n, mean, right = scores.reliability(LABEL, PROBABILITY)
+    assert n.tolist() == [0, 0, 0, 0, 0, 0, 0, 1, 0, 1, 1, 0, 1, 0, 0]
+    assert mean[[7, 9, 10, 12]] == pytest.approx([0.5, 0.6, 0.7, 0.8])
+    assert right[[7, 9, 10, 12]].tolist() == [1, 1, 0, 1]
+    assert (n @ np.nan_to_num(np.abs(mean - right))) / 4 == pytest.approx(scores.ece(LABEL, PROBABILITY))
+
+
+def test_calibration_error_of_a_class_by_hand() -> None:
+    # of class 1: .2 and .2 share bin 3 (one is of the class), .4 in 6, .6 in 9 (of the class)
+    assert scores.class_ece(LABEL == 1, PROBABILITY[:, 1]) == pytest.approx((abs(0.4 - 1) + 0.4 + 0.4) / 4)
+    assert np.isnan(scores.class_ece(np.zeros(0, np.bool_), np.zeros(0)))
+
+
+def test_paired_differences_by_hand() -> None:
+    label = np.repeat([0, 1], 50)
+    worse = label.copy()
+    worse[:10] = 1
+    gap, low, high = scores.paired_interval(label, (label, worse), 2, scores.accuracy)
+    assert gap == pytest.approx(0.1)
+    assert 0.03 < low < 0.1 < high < 0.18
+    assert scores.paired_interval(label, (worse, worse), 2, scores.macro_f1) == (0, 0, 0)
+    assert scores.paired_interval(label, (worse, label), 2, scores.accuracy)[0] == pytest.approx(-0.1)
+    none = np.zeros(0, np.int64)
+    assert np.isnan(scores.paired_interval(none, (none, none), 2, scores.accuracy)).all()
+
+
+def test_pairing_narrows_an_interval() -> None:
+    """Two answerers that fail on the same objects: their difference is known better than each figure."""
+    rng = np.random.default_rng(5)
+    label = rng.integers(0, 3, 400)
+    first = np.where(rng.random(400) < 0.7, label, (label + 1) % 3)
+    second = np.where(rng.random(400) < 0.02, (first + 1) % 3, first)
+    _, low, high = scores.paired_interval(label, (first, second), 3, scores.accuracy)
+    alone = scores.confusion_interval(scores.confusion(label, first, 3), scores.accuracy)
+    assert high - low < 0.5 * (alone[1] - alone[0])
+
+
+PURITIES = {"complete": partial(scores.completeness_at, 0.9), "pure": partial(scores.purity_at, 0.5)}
+
+
+def test_purity_intervals_hold_the_prior_and_the_figure() -> None:
+    rng = np.random.default_rng(1)
+    label = rng.integers(0, 3, 300)
+    probability = rng.dirichlet(np.ones(4), 300)
+    probability[np.arange(300), label] += 0.4
+    prior = np.array([0.1, 0.2, 0.7, 0.0])
+    found = scores.purity_intervals(label, probability, prior, PURITIES)
+    assert found == scores.purity_intervals(label, probability, prior, PURITIES)
+    for i in range(3):
+        curve = scores.purity_curve(label == i, probability[:, i], scores.prior_weights(label, prior))
+        low, high = found[i]["pure"]
+        assert 0 <= low <= float(scores.purity_at(0.5, curve)) <= high <= 1
+    assert np.isnan(found[3]["pure"]).all()
+    none = scores.purity_intervals(label[:0], probability[:0], prior, PURITIES)
+    assert np.isnan([figure["complete"] for figure in none]).all()
+
+
+def test_purity_intervals_do_not_depend_on_how_many_fit_into_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    label, probability = np.tile(LABEL, 20), np.tile(PROBABILITY, (20, 1))
+    prior = np.array([0.5, 0.5, 0.0])
+    whole = scores.purity_intervals(label, probability, prior, PURITIES)
+    monkeypatch.setattr(scores, "MOST_DRAWN", 7 * len(label))
+    parts = scores.purity_intervals(label, probability, prior, PURITIES)
+    assert [whole[i]["pure"] for i in (0, 1)] == [parts[i]["pure"] for i in (0, 1)]
 
 
 @st.composite

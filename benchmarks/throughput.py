@@ -353,14 +353,14 @@ def parser() -> argparse.ArgumentParser:
 
 
 def plan_of(given: argparse.Namespace) -> Plan:
-    """The plan; with few alerts micro-batches shrink, so that five of them remain."""
+    """The plan; with few alerts micro-batches shrink, so that two of them remain."""
     warm_up = min(WARM_UP, given.alerts // 4) if given.warm_up is None else given.warm_up
     return Plan(
         loads=tuple(given.loads.split(",")),
         systems=tuple(given.systems.split(",")),
         n=given.alerts,
         warm_up=warm_up,
-        batch=max(1, min(given.batch, given.alerts // 5)),
+        batch=max(1, min(given.batch, given.alerts // 2)),
         rounds=given.rounds,
         cores=given.cores,
         model=str(model.find(given.model).resolve()),

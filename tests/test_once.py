@@ -1,0 +1,60 @@
+"""Exactly one record per alert over the output topics, whatever moment a kill hits."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+from running import Alert, Running, broker, read_outcome, send, topics_of, write_config
+from samples import whole
+
+from broker import checkpoint
+from broker.embedded import EmbeddedKafka
+from broker.topics import EndOffsets, check_topics
+
+
+def alerts(n: int) -> list[Alert]:
+    """Sound and unsound alerts of ELAsTiCC, every tenth damaged, n of them."""
+    sound = [s.data for s in whole("elasticc")]
+    return [Alert(sound[i % len(sound)][: 40 if i % 10 == 0 else None], str(i).encode()) for i in range(n)]
+
+
+def kill(job: Running) -> None:
+    """SIGKILL for the driver, its JVM and the workers."""
+    os.killpg(job.process.pid, signal.SIGKILL)
+    for pid in job.left():
+        os.kill(pid, signal.SIGKILL)
+    job.process.wait(10)
+
+
+def test_a_kill_between_the_first_write_and_the_commit(kafka: EmbeddedKafka, tmp_path: Path) -> None:
+    kafka.create_topics({"once-in": 2})
+    sent = send(kafka, "once-in", alerts(6000), 2)
+    names = topics_of("once")
+    options = {"bootstrap.servers": kafka.bootstrap_servers}
+    check_topics(options, names.values(), create=True, partitions=2)
+    source = {"name": "night", "survey": "elasticc", "topics": ["once-in"], "max_alerts_per_batch": 3000}
+    config = write_config(tmp_path, kafka.bootstrap_servers, [source], names)
+    folder = tmp_path / "checkpoints" / "night"
+    asker = EndOffsets(options, [names["classifications"], names["dead_letters"]])
+    for n_committed in (0, 1):  # the second time the repeat of batch 0 comes first
+        with Running(tmp_path / f"log{n_committed}", "run", "--config", config) as job:
+            before = asker.now()
+            while asker.now() == before or len(checkpoint.committed_batches(folder)) < n_committed:
+                assert job.process.poll() is None, job.text
+                if len(checkpoint.committed_batches(folder)) < n_committed:
+                    before = asker.now()
+                time.sleep(0.002)
+            kill(job)
+        assert len(checkpoint.committed_batches(folder)) == n_committed, job.text
+        assert not read_outcome(kafka.bootstrap_servers, names).repeats().keys() - {1}
+    last = broker("run", "--config", config, "--once", timeout_s=180)
+    assert last.returncode == 0, last.stderr
+    print(job.text, last.stderr)
+    outcome = read_outcome(kafka.bootstrap_servers, names)
+    assert outcome.classifications.keys() | outcome.dead_letters.keys() == sent.keys()
+    assert outcome.repeats() == {1: len(sent)}
+    assert sum(row.already_written for row in outcome.ledger) > 0
+    audit = broker("audit", "--config", config)
+    assert audit.returncode == 0, audit.stdout
+    assert "\nbalanced: " in audit.stdout

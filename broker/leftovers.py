@@ -73,12 +73,17 @@ class Notes:
 
 
 def find_written(
-    options: Mapping[str, str], source: Source, outputs: Sequence[str], model: str, stopping: threading.Event
+    options: Mapping[str, str],
+    source: Source,
+    outputs: Sequence[str],
+    model: str,
+    stopping: threading.Event,
+    quiet_s: float = QUIET_S,
 ) -> Written:
     """Records of the batch that was planned and not committed; nothing where there is none, or when told to stop.
 
     Reads the output topics from where they ended before that batch, and goes on until no record of the source has come
-    for QUIET_S: what wrote it may still be flushing. Raises KafkaError.
+    for `quiet_s`: what wrote it may still be flushing. Raises KafkaError.
     """
     planned = checkpoint.planned_spans(source.checkpoint)
     if planned is None:
@@ -87,7 +92,7 @@ def find_written(
     with open_consumer(options, reset="earliest") as consumer:
         held = {topic: reaches(consumer, topic) for topic in outputs}
         begins = _begins(consumer, source, batch, held)
-        found = _read(options, consumer, source, begins, stopping)
+        found = _read(options, consumer, source, begins, stopping, quiet_s)
     written = Written({topic: _of_batch(collected, source.name, model, spans) for topic, collected in found.items()})
     n_read = sum(collected.n_records for collected in found.values())
     _log.info(
@@ -137,8 +142,9 @@ def _read(
     source: Source,
     begins: Mapping[Position, int],
     stopping: threading.Event,
+    quiet_s: float,
 ) -> dict[str, Collected]:
-    """Headers of all records from there on, until none of the source has come for QUIET_S."""
+    """Headers of all records from there on, until none of the source has come for `quiet_s`."""
     found = {topic: Collected() for topic, _ in begins}
     at = dict(begins)
     consumer.assign([TopicPartition(topic, partition, offset) for (topic, partition), offset in at.items()])
@@ -151,7 +157,7 @@ def _read(
         n_now = sum(_n_of(collected, source.name) for collected in found.values())
         if n_now > n_own:
             n_own, last_own = n_now, time.monotonic()
-        elif asked - last_own >= QUIET_S:
+        elif asked - last_own >= quiet_s:
             break
         stopping.wait(0.2)
     return found

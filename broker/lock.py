@@ -24,7 +24,7 @@ from broker.errors import BrokerError, UsageError
 _log = logging.getLogger(__name__)
 
 FILE = "lock"
-JVM_ENDS_S = 60.0
+JVM_ENDS_S = 30.0
 _DRIVER, _JVM = 0, 1  # bytes of the file; POSIX record locks, since Java's are those too
 
 

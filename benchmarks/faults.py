@@ -16,10 +16,8 @@ import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -28,15 +26,15 @@ ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:
     sys.path.append(str(ROOT))  # last, so that `broker` stays the installed package
 
-from confluent_kafka import KafkaException, Producer  # noqa: E402
+from confluent_kafka import KafkaException  # noqa: E402
 from confluent_kafka.admin import AdminClient  # noqa: E402
 
-from benchmarks import alerts, faults_table, machine  # noqa: E402
+from benchmarks import faults_table, machine  # noqa: E402
+from benchmarks.fault_load import PARTITIONS, SHARES, Feed, Job, Load  # noqa: E402
 from broker import audit, checkpoint  # noqa: E402
 from broker.embedded import EmbeddedKafka  # noqa: E402
 from broker.topics import watermarks  # noqa: E402
 
-SHARES = {"elasticc": ("elasticc", 0.5), "ztf": ("ztf", 0.25), "lsst": ("lsst-average", 0.25)}
 DAMAGED = 0.01
 FAULTS = ("job", "driver", "workers", "kafka", "damaged-1", "damaged-60")
 LAST_RESORT_S = 900.0  # a run that takes longer has failed
@@ -94,72 +92,6 @@ class Result:
     load: dict[str, float] = field(default_factory=dict)
 
 
-class Job:
-    """`broker run` in a session of its own."""
-
-    def __init__(self, config: Path, log: Path) -> None:
-        self.log = log
-        with log.open("ab") as output:
-            command = [sys.executable, "-P", "-m", "broker", "run", "--config", str(config)]
-            self.process = subprocess.Popen(command, stdout=output, stderr=output, start_new_session=True)
-        self.n_before = log.read_text(errors="replace").count("running: ")
-
-    @property
-    def is_running(self) -> bool:
-        """Whether its queries have started."""
-        return self.log.read_text(errors="replace").count("running: ") > self.n_before
-
-    def below(self) -> list[machine.Process]:
-        """The driver and all that it has started."""
-        among = machine.processes()
-        return machine.descendants(self.process.pid, among) if self.process.pid in among else []
-
-
-class Feed(threading.Thread):
-    """Sends the alerts at a steady pace; damaged ones are cut in half."""
-
-    def __init__(self, servers: str, run: str, result: Result, partitions: int) -> None:
-        super().__init__(daemon=True)
-        self.sent: Counter[str] = Counter()
-        self._run, self._result, self._partitions = run, result, partitions
-        self._producer = Producer(
-            {
-                "bootstrap.servers": servers,
-                "enable.idempotence": True,
-                "message.max.bytes": 17_825_792,
-                "queue.buffering.max.kbytes": 2_000_000,
-                "message.timeout.ms": 600_000,
-                "log_level": 0,
-            }
-        )
-
-    def run(self) -> None:
-        """Sends all, and returns once Kafka has them."""
-        rng = random.Random(self._result.seed)
-        start = time.monotonic()
-        for i, (name, value) in enumerate(_mix(self._result.alerts, self._result.seed)):
-            wait = start + self._result.over_s * i / self._result.alerts - time.monotonic()
-            if wait > 0:
-                self._producer.poll(wait)
-            data = value[: len(value) // 2] if rng.random() < self._result.damaged else value
-            self._producer.produce(f"{self._run}-{name}", data, partition=i % self._partitions, on_delivery=self._told)
-            self._producer.poll(0)
-        self._producer.flush(600)
-
-    def _told(self, fault: object, message: object) -> None:
-        if fault is not None:
-            raise RuntimeError(f"an alert could not be sent: {fault}")
-        self.sent[message.topic().rpartition("-")[2]] += 1  # type: ignore[attr-defined]
-
-
-def _mix(n: int, seed: int) -> Iterator[tuple[str, bytes]]:
-    rng = random.Random(seed)
-    streams = {name: alerts.build(load, n, seed) for name, (load, _) in SHARES.items()}
-    names = rng.choices(list(SHARES), [share for _, share in SHARES.values()], k=n)
-    for name in names:
-        yield name, next(streams[name])[1]
-
-
 class Run:
     """One run of one fault."""
 
@@ -178,9 +110,9 @@ class Run:
 
     def go(self) -> Result:
         """The whole run."""
-        began, before = time.monotonic(), machine.moment()
-        self.kafka.create_topics({f"{self.run}-{name}": 2 for name in SHARES})
-        feed = Feed(self.kafka.bootstrap_servers, self.run, self.result, 2)
+        began, before, r = time.monotonic(), machine.moment(), self.result
+        self.kafka.create_topics({f"{self.run}-{name}": PARTITIONS for name in SHARES})
+        feed = Feed(self.kafka.bootstrap_servers, self.run, Load(r.alerts, r.over_s, r.damaged, r.seed))
         self.start()
         self.wait_until_running()
         feed.start()
@@ -245,55 +177,57 @@ class Run:
         return {name: numbers[-1] if numbers else -1 for name, numbers in found.items()}
 
     def hit(self, at_s: float) -> None:
-        """Break something."""
-        job, fault = self.job, self.result.fault
+        """Break something; start again what has ended, and see what was hit."""
+        job, fault, commits, since = self.job, self.result.fault, self.commits(), time.monotonic()
         assert job is not None
-        commits = self.commits()
         if fault == "job":
             _kill(job.below())
         elif fault == "driver":
             job.process.kill()
         elif fault == "workers":
-            jvm = next(p for p in job.below() if p.name == "java")
-            workers = [p for p in job.below() if p.pid not in (jvm.pid, job.process.pid)]
+            workers = [p for p in job.below() if p.pid != job.process.pid and p.name != "java"]
             if not workers:
                 return
             _kill(workers)
         elif fault == "kafka":
             _kill([p for p in machine.descendants(os.getpid(), machine.processes()) if _is_kafka(p)])
             self.kafka.stop()
-            time.sleep(self.away_s)
+            self.wait_away()
             self.kafka.start()
-        hit = Hit(round(at_s, 2), self.phases() if fault in ("job", "driver") else dict.fromkeys(SHARES, "not told"))
+            since = time.monotonic()
         if fault in ("job", "driver"):
+            job.process.wait()
+            self.look_after()
             commits = self.commits()  # one more may have come
+        hit = Hit(round(at_s, 2), self.phases())
         self.result.hits.append(hit)
         self.next_hit = None
-        self.hurt.clear()  # what was not recovered from by now has no time of its own
-        self.hurt.append((hit, time.monotonic(), commits))
+        self.hurt = [(hit, since, commits)]  # what was not recovered from by now has no time of its own
         print(f"  {self.run}: hit at {hit.at_s:.1f} s: {hit.phases}", flush=True)
 
+    def wait_away(self) -> None:
+        """Kafka is away; a job that gives up is started again, as ever."""
+        end = time.monotonic() + self.away_s
+        while time.monotonic() < end:
+            self.look_after()
+            time.sleep(0.1)
+
     def phases(self) -> dict[str, str]:
-        """Where the batch of each source was when the job died: plan, decode, write or commit.
+        """Where the batch of each source was when the job died: plan, decode, write or commit; else plan or running.
 
         plan: the newest planned batch is committed. decode: none of its alerts has a record, write: some, commit: all.
         """
-        assert self.job is not None
-        self.job.process.wait()
-        found = {}
+        found, answered, has_died = {}, self.answered(), self.result.fault in ("job", "driver")
         for name in SHARES:
             planned = checkpoint.planned_spans(self.folder / "checkpoints" / name)
             if planned is None:
                 found[name] = "plan"
-                continue
-            n = sum(span.last_exclusive - span.first for span in planned[1])
-            answered = self.answered()
-            n_written = sum(
-                (name, span.topic, span.partition, offset) in answered
-                for span in planned[1]
-                for offset in range(span.first, span.last_exclusive)
-            )
-            found[name] = "decode" if n_written == 0 else "write" if n_written < n else "commit"
+            elif not has_died:
+                found[name] = "running"
+            else:
+                places = [(s.topic, s.partition, o) for s in planned[1] for o in range(s.first, s.last_exclusive)]
+                n_written = sum((name, *place) in answered for place in places)
+                found[name] = "decode" if n_written == 0 else "write" if n_written < len(places) else "commit"
         return found
 
     def answered(self) -> Counter[tuple[str, str, int, int]]:

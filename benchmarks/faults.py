@@ -33,7 +33,7 @@ from benchmarks import faults_table, machine  # noqa: E402
 from benchmarks.fault_load import PARTITIONS, SHARES, Feed, Job, Load  # noqa: E402
 from broker import audit, checkpoint  # noqa: E402
 from broker.embedded import EmbeddedKafka  # noqa: E402
-from broker.topics import watermarks  # noqa: E402
+from broker.topics import EndOffsets, watermarks  # noqa: E402
 
 DAMAGED = 0.01
 FAULTS = ("job", "driver", "workers", "kafka", "damaged-1", "damaged-60")
@@ -57,7 +57,7 @@ survey = "{name}"
 topics = ["{run}-{name}"]
 checkpoint = "checkpoints/{name}"
 start = "earliest"
-max_alerts_per_batch = 1000
+max_alerts_per_batch = {batch}
 """
 
 
@@ -80,6 +80,7 @@ class Result:
     over_s: float
     damaged: float
     away_s: float
+    batch: int
     hits: list[Hit] = field(default_factory=list)
     lost: int = 0
     duplicates: int = 0
@@ -102,10 +103,14 @@ class Run:
         self.rng = random.Random(f"{result.fault} {result.seed}")
         self.config = folder / "job.toml"
         text = CONFIG.format(servers=kafka.bootstrap_servers, run=self.run)
-        self.config.write_text(text + "".join(SOURCE.format(name=name, run=self.run) for name in SHARES))
+        self.config.write_text(
+            text + "".join(SOURCE.format(name=name, run=self.run, batch=result.batch) for name in SHARES)
+        )
         self.outputs = [f"{self.run}-classifications", f"{self.run}-dead-letters"]
         self.job: Job | None = None
         self.next_hit: float | None = None
+        self.draws_near = False
+        self.ends: dict[str, dict[int, int]] | None = None
         self.hurt: list[tuple[Hit, float, dict[str, int]]] = []  # faults from which nothing has recovered yet
 
     def go(self) -> Result:
@@ -116,6 +121,7 @@ class Run:
         self.start()
         self.wait_until_running()
         feed.start()
+        self.asker = EndOffsets(self.options, self.outputs)
         while not (len(self.result.hits) == self.n_hits and not feed.is_alive() and self.all_committed(feed.sent)):
             self.look_after()
             if len(self.result.hits) < self.n_hits and self.is_time:
@@ -136,15 +142,26 @@ class Run:
 
     @property
     def is_time(self) -> bool:
-        """Whether the moment of the next fault has come: by the seed, counted from when the queries (last) started.
+        """Whether the moment of the next fault has come, by the seed.
 
-        So that a batch that is just being repeated is broken off as well.
+        A random time after the queries (last) started, so that a batch that is being repeated is broken off as well.
+        Two times of three this only draws near: the fault comes within 1.5 s of the next record on an output topic.
         """
         if not self.running:
             return False
+        now = time.monotonic()
         if self.next_hit is None:
-            self.next_hit = time.monotonic() + self.rng.uniform(0.3, 15)
-        return time.monotonic() > self.next_hit
+            self.next_hit, self.draws_near = now + self.rng.uniform(0.3, 12), self.rng.random() < 2 / 3
+            self.ends = None
+        if now < self.next_hit:
+            return False
+        if not self.draws_near:
+            return True
+        ends = self.asker.now()
+        self.ends = self.ends or ends
+        if ends != self.ends:
+            self.next_hit, self.draws_near = time.monotonic() + self.rng.uniform(0, 1.5), False
+        return False
 
     def start(self) -> None:
         """Start the job, as a supervisor does."""
@@ -295,7 +312,7 @@ def _ends(options: dict[str, str], topic: str) -> dict[int, int]:
 def one(fault: str, seed: int, args: argparse.Namespace) -> Result:
     """A run with a Kafka of its own."""
     share = {"damaged-60": 0.6}.get(fault, DAMAGED)
-    result = Result(fault, seed, args.alerts, args.over_s, share, args.away_s)
+    result = Result(fault, seed, args.alerts, args.over_s, share, args.away_s, args.batch)
     n_hits = 0 if fault.startswith("damaged") else 1 if fault == "kafka" else args.hits
     scratch = Path(tempfile.mkdtemp(prefix=f"t2-faults-{fault}-{seed}-"))
     print(f"{fault}, seed {seed}: {args.alerts} alerts over {args.over_s:g} s; log: {scratch / 'job.log'}", flush=True)
@@ -324,6 +341,7 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, nargs="*", default=range(1, 11))
     parser.add_argument("--alerts", type=int, default=20_000)
     parser.add_argument("--over-s", type=float, default=60.0)
+    parser.add_argument("--batch", type=int, default=1000, help="max_alerts_per_batch of each source")
     parser.add_argument("--hits", type=int, default=3, help="faults a run, where they don't take long")
     parser.add_argument("--away-s", type=float, default=60.0, help="how long Kafka stays away")
     parser.add_argument("--results", type=Path, default=faults_table.RESULTS)

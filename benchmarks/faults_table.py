@@ -53,7 +53,19 @@ def table(runs: Sequence[dict[str, Any]]) -> str:
     for fault in ("job", "driver"):
         phases = Counter(p for run in runs if run["fault"] == fault for h in run["hits"] for p in h["phases"].values())
         lines.append(f"| {NAMES[fault]} | {' | '.join(str(phases[phase]) for phase in PHASES)} |")
-    return "\n".join(lines)
+    return "\n".join([*lines, "", _about(runs)])
+
+
+def _about(runs: Sequence[dict[str, Any]]) -> str:
+    """How large the runs were, and how busy the machine."""
+    sizes = sorted({(run["alerts"], run["over_s"], run["batch"]) for run in runs})
+    told = [
+        f"{alerts:,} alerts over {over_s:g} s, at most {batch} a batch and source" for alerts, over_s, batch in sizes
+    ]
+    loads = [run["load"]["load_after"] for run in runs]
+    busy = f"; load average at their ends: median {statistics.median(loads):.1f}" if loads else ""
+    starts = sum(run["starts"] for run in runs)
+    return f"Runs of {'; '.join(told)}. The job was started {starts} times{busy}."
 
 
 def write(runs: Sequence[dict[str, Any]]) -> None:

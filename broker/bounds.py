@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -32,7 +31,7 @@ def write(folder: Path, ends: Ends) -> int:
     first = 0 if planned is None else planned + 1
     notes = folder / FOLDER
     notes.mkdir(parents=True, exist_ok=True)
-    new = notes / f".{first}.{os.getpid()}"
+    new = notes / ".new"  # one job at a time: nobody else writes it
     new.write_text(json.dumps({"outputs": 1, "ends": ends}), encoding="utf-8")
     new.replace(notes / str(first))
     for old in _numbers(notes)[:-KEPT]:

@@ -43,9 +43,9 @@ class Notes:
         self._left = threading.Event()
         self._thread = threading.Thread(target=self._run, name="notes of end offsets", daemon=True)
 
-    def take(self) -> None:
+    def take(self, timeout_s: float = TIMEOUT_S) -> None:
         """One note in each checkpoint. Raises KafkaError, OSError."""
-        ends = self._ends.now()
+        ends = self._ends.now(timeout_s)
         for folder in self._checkpoints:
             bounds.write(folder, ends)
 
@@ -64,7 +64,7 @@ class Notes:
         was_told = False
         while not self._left.wait(NOTE_EVERY_S):
             try:
-                self.take()
+                self.take(timeout_s=5)  # the end of the job waits for this
                 was_told = False
             except (KafkaError, OSError) as error:
                 if not was_told:

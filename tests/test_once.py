@@ -38,11 +38,11 @@ def workers_of(job: Running) -> list[int]:
 
 def test_a_kill_between_the_first_write_and_the_commit(kafka: EmbeddedKafka, tmp_path: Path) -> None:
     kafka.create_topics({"once-in": 2})
-    sent = send(kafka, "once-in", alerts(18_000), 2)
+    sent = send(kafka, "once-in", alerts(12_000), 2)
     names = topics_of("once")
     options = {"bootstrap.servers": kafka.bootstrap_servers}
     check_topics(options, names.values(), create=True, partitions=2)
-    source = {"name": "night", "survey": "elasticc", "topics": ["once-in"], "max_alerts_per_batch": 6000}
+    source = {"name": "night", "survey": "elasticc", "topics": ["once-in"], "max_alerts_per_batch": 4000}
     # Three tries a task: Spark must not have one of them write again what another has written.
     config = write_config(tmp_path, kafka.bootstrap_servers, [source], names)
     config.write_text(config.read_text().replace('"local[2]"', '"local[2,3]"'))

@@ -71,6 +71,17 @@ def planned_spans(checkpoint: Path) -> tuple[int, list[Span]] | None:
     return batch, spans(start, _planned(checkpoint, batch)[1])
 
 
+def newest_planned(checkpoint: Path) -> int | None:
+    """Number of the newest batch that was planned, committed or not."""
+    planned = _batches(checkpoint / "offsets")
+    return planned[-1] if planned else None
+
+
+def planned_at_ms(checkpoint: Path, batch: int) -> int:
+    """When a batch was planned, by the driver's clock, ms since 1970. Raises LedgerError if its entry is not whole."""
+    return int(_planned(checkpoint, batch)[0]["batchTimestampMs"])
+
+
 def query_id(checkpoint: Path) -> str:
     """Id of the query that owns the folder. Raises LedgerError if it has none."""
     path = checkpoint / "metadata"

@@ -10,7 +10,7 @@ import sys
 import time
 import zipimport
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import NoReturn
@@ -22,12 +22,13 @@ from pyspark import TaskContext
 from broker import model as models
 from broker import second_reader, surveys
 from broker.gather import Settings, gather, implausible
-from broker.lightcurve import merge, summarise, thin
+from broker.lightcurve import Bools, merge, summarise, thin
 from broker.outlets import HEADERS_TYPE, Passport, dead_letter, native, rows
 from broker.second_reader import Refusal
 from broker.surveys import Survey
 from broker.tally import Tally
 from broker.verdict import REJECTED, Coordinates, Verdicts, judge
+from broker.written import Written
 
 ALONE_TIMEOUT_S = 60
 MAX_KILLERS = 3  # more than these, and more than half of an Arrow batch: the installation is broken, not the alerts
@@ -48,14 +49,19 @@ class Assignment:
     ledger: str
     max_alert_bytes: int
     max_dead_letter_bytes: int
+    written: Written = field(default_factory=Written)
 
 
 @dataclass
 class Answer:
-    """Finished rows of a batch of n alerts, and the "status/reason" of each."""
+    """Finished rows of a batch of n alerts, the "status/reason" of each, and whether its record is among the rows.
+
+    fresh (n,): False for an alert whose record was written before its batch was broken off.
+    """
 
     rows: Rows
     verdicts: list[str]
+    fresh: Bools
 
 
 def task(assignment: Assignment) -> Callable[[Iterable[pa.RecordBatch]], Iterator[pa.RecordBatch]]:
@@ -71,6 +77,11 @@ def task(assignment: Assignment) -> Callable[[Iterable[pa.RecordBatch]], Iterato
             context.partitionId(),
             assignment.passport.model,
         )
+        if tally.batch >= 0 and context.attemptNumber() > 0:
+            # What the first try has written can only be left out by a batch that is begun anew.
+            raise RuntimeError(
+                f"task {tally.task} of batch {tally.batch} runs a second time: the query must start anew"
+            )
         for batch in batches:
             yield from _answered(batch, assignment, tally)
         closing = tally.rows()
@@ -87,7 +98,7 @@ def _answered(batch: pa.RecordBatch, assignment: Assignment, tally: Tally) -> It
     parts = [batch] if not alone.any() else [batch.filter(pa.array(~alone))] if not alone.all() else []
     for part in parts:
         answer = classify(part, assignment)
-        tally.add(part.column("topic"), part.column("partition"), part.column("offset"), answer.verdicts)
+        tally.add(*_places(part), answer.verdicts, answer.fresh)
         yield from answer.rows
     n_killed = 0
     for index in np.flatnonzero(alone):
@@ -96,12 +107,12 @@ def _answered(batch: pa.RecordBatch, assignment: Assignment, tally: Tally) -> It
         n_killed += answer.verdicts == [f"{REJECTED}/kills_reader"]
         if n_killed > MAX_KILLERS and n_killed > alone.sum() / 2:
             raise RuntimeError(f"{n_killed} alerts failed alone too: the fault is not in the alerts")
-        tally.add(one.column("topic"), one.column("partition"), one.column("offset"), answer.verdicts)
+        tally.add(*_places(one), answer.verdicts, answer.fresh)
         yield from answer.rows
 
 
 def classify(batch: pa.RecordBatch, assignment: Assignment) -> Answer:
-    """Verdicts of a batch of alerts (columns of job.HOP): every alert gets exactly one row."""
+    """Verdicts of a batch of alerts (columns of job.HOP): every alert gets exactly one row, unless it has one."""
     started_us = time.time_ns() // 1000
     survey, model = surveys.find(assignment.survey), _model(assignment.model)
     alerts, index, schemas, refused = _read(batch, survey, assignment)
@@ -111,17 +122,28 @@ def classify(batch: pa.RecordBatch, assignment: Assignment) -> Answer:
     sound = np.array([int(row) not in refused for row in index], np.bool_)
     if not sound.all():  # without need no copy: a deep alert's points are most of its cost
         alerts, index = alerts.filter(pa.array(sound)), index[sound]
-    answer = Answer([], [""] * len(batch))
+    answer = Answer([], [""] * len(batch), _fresh(batch, assignment))
     if len(alerts):
         verdicts = _verdicts(alerts, index, schemas, batch, survey, model, assignment)
         for row, status, reason in zip(index.tolist(), verdicts.statuses(), verdicts.reasons(), strict=True):
             answer.verdicts[row] = f"{status}/{reason}"
-        answer.rows.append(_classifications(verdicts, model, assignment, started_us))
-    if refused:
-        for row, refusal in refused.items():
-            answer.verdicts[row] = f"{REJECTED}/{refusal.reason}"
-        answer.rows.append(_dead_letters(batch, refused, assignment))
+        records = _classifications(verdicts, model, assignment, started_us)
+        answer.rows.append(records if answer.fresh.all() else records.filter(pa.array(answer.fresh[index])))
+    for row, refusal in refused.items():
+        answer.verdicts[row] = f"{REJECTED}/{refusal.reason}"
+    letters = {row: refusal for row, refusal in refused.items() if answer.fresh[row]}
+    if letters:
+        answer.rows.append(_dead_letters(batch, letters, assignment))
     return answer
+
+
+def _places(batch: pa.RecordBatch) -> tuple[pa.Array, pa.Array, pa.Array]:
+    return batch.column("topic"), batch.column("partition"), batch.column("offset")
+
+
+def _fresh(batch: pa.RecordBatch, assignment: Assignment) -> Bools:
+    """Alerts that have no record yet; a classification and a dead letter are one answer, so either counts for both."""
+    return ~assignment.written.holds((assignment.classifications, assignment.dead_letters), *_places(batch))
 
 
 def _read(
@@ -230,7 +252,9 @@ def _alone(one: pa.RecordBatch, assignment: Assignment) -> Answer:
     code = os.waitstatus_to_exitcode(status)
     detail = f"the process that read it ended with {signal.Signals(-code).name if code < 0 else code}"
     refusal = Refusal("kills_reader", detail)
-    return Answer([_dead_letters(one, {0: refusal}, assignment)], [f"{REJECTED}/kills_reader"])
+    fresh = _fresh(one, assignment)
+    letters = [_dead_letters(one, {0: refusal}, assignment)] if fresh.all() else []
+    return Answer(letters, [f"{REJECTED}/kills_reader"], fresh)
 
 
 def _answer_into(writing: int, one: pa.RecordBatch, assignment: Assignment) -> NoReturn:

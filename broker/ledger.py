@@ -37,7 +37,8 @@ class LedgerRow:
     """What one task answered of one topic partition in one batch: runs of offsets, and counts by "status/reason".
 
     `query` is the checkpoint's id (Spark's local property sql.streaming.queryId): batch numbers begin again with each
-    new checkpoint, and without it an earlier run's row could stand in for one that is missing now.
+    new checkpoint, and without it an earlier run's row could stand in for one that is missing now. already_written: of
+    the answered alerts, those whose record an earlier try of the batch had written, so that it was not written again.
     """
 
     source: str
@@ -50,6 +51,7 @@ class LedgerRow:
     model: str
     query: str = ""
     time: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="milliseconds"))
+    already_written: int = 0
 
     @property
     def n(self) -> int:
@@ -140,6 +142,7 @@ class Balance:
 
     holes: offsets without a record (transaction markers, compaction). foreign: answered, but not in the batch.
     repeated: alerts that a second ledger row answered again (a batch run twice). counts: by "status/reason".
+    already_written: alerts whose record the last try did not write again.
     """
 
     expected: int
@@ -149,6 +152,7 @@ class Balance:
     holes: int = 0
     repeated: int = 0
     counts: Mapping[str, int] = field(default_factory=dict)
+    already_written: int = 0
 
     @property
     def is_balanced(self) -> bool:
@@ -202,13 +206,14 @@ def compare(batch_spans: Sequence[Span], rows: Iterable[LedgerRow]) -> Balance:
     """
     answered: dict[tuple[str, int], list[Run]] = defaultdict(list)
     counts: Counter[str] = Counter()
-    repeated = 0
+    repeated = already_written = 0
     for row in sorted(rows, key=lambda row: row.time, reverse=True):
         known = answered[row.topic, row.partition]
         fresh = _minus(row.answered, known)
         repeated += row.n - _size(fresh)
         if _size(fresh) == row.n:
             counts.update(row.counts)
+            already_written += row.already_written
         answered[row.topic, row.partition] = _join([*known, *fresh])
     expected = {(span.topic, span.partition): [(span.first, span.last_exclusive - 1)] for span in batch_spans}
     expected = {key: span for key, span in expected.items() if _size(span)}
@@ -224,6 +229,7 @@ def compare(batch_spans: Sequence[Span], rows: Iterable[LedgerRow]) -> Balance:
         foreign=tuple(foreign),
         repeated=repeated,
         counts=dict(counts),
+        already_written=already_written,
     )
 
 
@@ -233,7 +239,8 @@ def log_line(source: str, batch: int, balance: Balance, durations_ms: Mapping[st
     for status, reasons in balance.by_status().items():
         named = ", ".join(f"{reason} {n}" for reason, n in reasons.items() if reason != "ok")
         parts.append(f"{sum(reasons.values())} {status}" + (f" ({named})" if named else ""))
-    for n, what in ((balance.holes, "holes"), (balance.repeated, "answered twice")):
+    told = ((balance.holes, "holes"), (balance.repeated, "run twice"), (balance.already_written, "already written"))
+    for n, what in told:
         if n:
             parts.append(f"{what} {n}")
     total_ms = durations_ms.get("triggerExecution", 0)

@@ -1,6 +1,7 @@
 """`broker run`: one streaming query per source, its books checked at every batch, until stopped.
 
-A batch over which a worker dies twice is run again alert by alert; every other failure stops the job.
+A batch over which a worker dies twice is run again alert by alert; every other failure stops the job. A batch that was
+begun and not committed runs again, and leaves out the records that it has written already.
 """
 
 from __future__ import annotations
@@ -10,8 +11,9 @@ import logging
 import threading
 import time
 from collections import Counter
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pyspark.errors import StreamingQueryException
@@ -20,11 +22,14 @@ from pyspark.sql.streaming.query import StreamingQuery
 
 from broker import checkpoint, job, session, sources
 from broker import model as models
+from broker.classify import Assignment
 from broker.config import Config, Source, kafka_options, spark_kafka_options
 from broker.errors import BrokerError, ConfigError
 from broker.java import java
 from broker.ledger import Balance, Gap, Span, compare, log_line
 from broker.ledger_topic import ROWS_KEPT_MS, LedgerTopic
+from broker.leftovers import Notes, find_written
+from broker.lock import Lock
 from broker.signals import heard
 from broker.topics import check_topics, find_holes, require_topics, wait_for_kafka
 
@@ -43,6 +48,7 @@ class Stream:
 
     source: Source
     limits: dict[str, int]
+    assignment: Assignment
     query: StreamingQuery | None = None
     alone: list[Gap] = field(default_factory=list)
     failures: Counter[int] = field(default_factory=Counter)
@@ -59,22 +65,24 @@ class Service:
         self.answered: Counter[str] = Counter()  # verdicts by "status/reason" so far
         self._kafka = kafka_options(config)
         self._spark_kafka = spark_kafka_options(config)
+        self._outputs = (config.output.classifications, config.output.dead_letters)
 
     def run(self) -> Counter[str]:
         """Runs until stopped (or done); verdicts by "status/reason". Raises BrokerError where something failed."""
         for source in self.config.sources:
             _check_start(source)
-        # What is wrong on this machine is told before Kafka is waited for.
-        java()
-        models.load(models.find(self.config.model.name))
-        wait_for_kafka(self._kafka, self.config.kafka.startup_timeout_s)
-        streams = self._streams()
         with ExitStack() as stack:
+            locks = [stack.enter_context(Lock(source.checkpoint)) for source in self.config.sources]
+            # What is wrong on this machine is told before Kafka is waited for.
+            java()
+            models.load(models.find(self.config.model.name))
+            wait_for_kafka(self._kafka, self.config.kafka.startup_timeout_s)
+            streams = self._streams()
             stack.enter_context(heard(lambda _: self.stopping.set()))
-            spark = session.start(
-                "t2-broker", self.config.spark.master, self.config.spark.driver_memory, self.config.spark.extra
-            )
-            stack.callback(spark.stop)
+            searches = self._search(stack, streams, locks)
+            spark = self._spark(stack, locks)
+            for search in searches:
+                search.result()
             if self.stopping.is_set():
                 return self.answered
             since = min((c.planned_at_ms for c in map(_committed, streams) if c), default=int(time.time() * 1000))
@@ -82,12 +90,41 @@ class Service:
             ledger = stack.enter_context(LedgerTopic(self._kafka, self.config.output.ledger, names, since))
             for stream in streams:
                 self._check_last(stream, ledger)
+            stack.enter_context(Notes(self._kafka, self._outputs, [stream.source.checkpoint for stream in streams]))
             for stream in streams:
                 self._start(spark, stream)
             _log.info("running: %s", ", ".join(f"{s.source.name} ({', '.join(s.source.topics)})" for s in streams))
             self.started.set()
             self._watch(spark, streams, ledger)
         return self.answered
+
+    def _search(self, stack: ExitStack, streams: list[Stream], locks: list[Lock]) -> list[Future[None]]:
+        """Look for what unfinished batches have written, which takes 5 s at least, while Spark starts."""
+        pool = stack.enter_context(ThreadPoolExecutor(len(streams)))
+        stack.callback(self.stopping.set)  # should Spark not start, so that the searches end
+
+        def search(stream: Stream, lock: Lock) -> None:
+            lock.wait_for_jvm()
+            self._leave_out(stream)
+
+        return [pool.submit(search, stream, lock) for stream, lock in zip(streams, locks, strict=True)]
+
+    def _leave_out(self, stream: Stream) -> None:
+        """Have the next query leave out what an unfinished batch has written."""
+        model = stream.assignment.passport.model
+        written = find_written(self._kafka, stream.source, self._outputs, model, self.stopping)
+        stream.assignment = replace(stream.assignment, written=written)
+
+    def _spark(self, stack: ExitStack, locks: list[Lock]) -> SparkSession:
+        """The session, whose JVM holds the locks until it has stopped."""
+        settings = self.config.spark
+        spark = session.start("t2-broker", settings.master, settings.driver_memory, settings.extra)
+        for lock in locks:
+            stack.callback(lock.release_in_jvm)
+        stack.callback(spark.stop)
+        for lock in locks:
+            lock.hold_in_jvm(spark.sparkContext._jvm)
+        return spark
 
     def _streams(self) -> list[Stream]:
         """Topics checked, one stream per source."""
@@ -101,7 +138,7 @@ class Service:
             max_message_bytes=output.max_message_bytes,
             kept_ms={output.ledger: ROWS_KEPT_MS},
         )
-        return [Stream(source, limits) for source in self.config.sources]
+        return [Stream(source, limits, job.assign(self.config, source, limits)) for source in self.config.sources]
 
     def frames(self, spark: SparkSession, source: Source) -> DataFrame:
         """Rows of a source (sources.FRAME_COLUMNS); the books are held against Kafka's offsets, not against these."""
@@ -110,7 +147,7 @@ class Service:
     def _start(self, spark: SparkSession, stream: Stream) -> None:
         source = stream.source
         frames = self.frames(spark, source)
-        rows = job.build(frames, job.survey_of(source), job.assign(self.config, source, stream.limits), stream.alone)
+        rows = job.build(frames, job.survey_of(source), stream.assignment, stream.alone)
         writer = rows.writeStream.format("kafka").options(**self._spark_kafka, **_sink_options(stream.limits))
         writer = writer.option("checkpointLocation", str(source.checkpoint)).queryName(source.name)
         if self.once:
@@ -176,7 +213,9 @@ class Service:
         if stream.failures[batch] == 2:
             stream.alone = [Gap(s.topic, s.partition, s.first, s.last_exclusive - 1) for s in batch_spans]
             _log.warning("%s batch %d: runs again alert by alert, to find the one that kills its reader", name, batch)
-        self._start(spark, stream)
+        self._leave_out(stream)
+        if not self.stopping.is_set():
+            self._start(spark, stream)
 
 
 def _check_start(source: Source) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from broker.ledger import LedgerRow, runs
-from broker.lightcurve import Integers
+from broker.lightcurve import Bools, Integers
 
 
 @dataclass
@@ -23,15 +23,20 @@ class Tally:
     model: str
     offsets: dict[tuple[str, int], list[Integers]] = field(default_factory=dict)
     counts: dict[tuple[str, int], Counter[str]] = field(default_factory=dict)
+    already_written: Counter[tuple[str, int]] = field(default_factory=Counter)
 
-    def add(self, topics: pa.Array, partitions: pa.Array, offsets: pa.Array, verdicts: list[str]) -> None:
-        """Count a batch: verdicts[i] is the "status/reason" of the alert at these coordinates."""
+    def add(self, topics: pa.Array, partitions: pa.Array, offsets: pa.Array, verdicts: list[str], fresh: Bools) -> None:
+        """Count a batch: verdicts[i] is the "status/reason" of the alert at these coordinates.
+
+        fresh (n,): its record goes out now; where not, it was written before.
+        """
         names, numbers, where = topics.to_pylist(), partitions.to_pylist(), offsets.to_numpy(zero_copy_only=False)
         places = list(zip(names, numbers, strict=True))
         for place in set(places):
             mine = [i for i, p in enumerate(places) if p == place] if len(set(places)) > 1 else range(len(places))
             self.offsets.setdefault(place, []).append(where[list(mine)].astype(np.int64))
             self.counts.setdefault(place, Counter()).update(verdicts[i] for i in mine)
+            self.already_written[place] += int((~fresh[list(mine)]).sum())
 
     def rows(self) -> list[LedgerRow]:
         """One row per topic and partition."""
@@ -48,6 +53,7 @@ class Tally:
                     counts=dict(sorted(self.counts[place].items())),
                     model=self.model,
                     query=self.query,
+                    already_written=self.already_written[place],
                 )
             )
         return found

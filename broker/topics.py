@@ -14,6 +14,7 @@ from confluent_kafka import Consumer, KafkaException, Message, TopicPartition
 from confluent_kafka import KafkaError as Fault
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.admin._config import ConfigResource
+from confluent_kafka.admin._listoffsets import OffsetSpec
 from confluent_kafka.admin._resource import ResourceType
 from confluent_kafka.cimpl import NewTopic
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
@@ -120,6 +121,27 @@ def watermarks(options: Mapping[str, str], topics: Iterable[str]) -> dict[str, d
         return {topic: reaches(consumer, topic) for topic in topics}
     finally:
         consumer.close()
+
+
+class EndOffsets:
+    """Asks for the ends of topics again and again, by one connection and one request a broker.
+
+    Partitions are those that the topics have now. Raises KafkaError if a topic is missing.
+    """
+
+    def __init__(self, options: Mapping[str, str], topics: Iterable[str]) -> None:
+        with open_consumer(options) as consumer:
+            places = [TopicPartition(topic, p) for topic in topics for p in reaches(consumer, topic)]
+        self._wanted = {place: OffsetSpec.latest() for place in places}  # type: ignore[no-untyped-call]
+        self._admin = _admin(options)
+
+    def now(self, timeout_s: float = TIMEOUT_S) -> dict[str, dict[int, int]]:
+        """End offset (of what is replicated) by topic and partition. Raises KafkaError."""
+        ends: dict[str, dict[int, int]] = {}
+        for place, future in self._admin.list_offsets(self._wanted, request_timeout=timeout_s).items():
+            found = _result(future, f"{place.topic}:{place.partition}: its end can't be read")
+            ends.setdefault(place.topic, {})[place.partition] = int(found.offset)
+        return ends
 
 
 def find_holes(options: Mapping[str, str], gaps: Iterable[Gap]) -> list[Gap]:

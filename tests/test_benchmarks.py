@@ -17,7 +17,7 @@ from broker.embedded import EmbeddedKafka
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))  # last: `broker` stays the installed package
 
-from benchmarks import alerts, audit, baselines, limits, machine, throughput
+from benchmarks import alerts, audit, baselines, faults_table, limits, machine, throughput
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -166,3 +166,9 @@ def test_the_audit_reads_what_the_bare_loop_reads() -> None:
     told = audit.measure(3_000, rounds=1)  # raises where their records differ, or the books do not balance
     assert told["alerts"] == 3_000
     assert isinstance(told["ratio"], float)
+
+
+def test_the_faults_of_the_docs_are_those_of_the_result_files() -> None:
+    runs = faults_table.read(faults_table.RESULTS)
+    assert faults_table.table(runs) in faults_table.PAGE.read_text()
+    assert [run for run in runs if run["lost"] or run["duplicates"] or run["audit"]] == []

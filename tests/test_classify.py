@@ -1,6 +1,7 @@
 """Whole batches: in = out, whatever the alerts; the same verdict for an alert alone and in any company."""
 
 import random
+from dataclasses import replace
 from typing import Any
 
 import generate
@@ -16,6 +17,7 @@ from broker import surveys
 from broker.classify import classify
 from broker.outlets import ROWS, native
 from broker.verdict import ABSTAINED, CLASSIFIED, REASONS, REJECTED
+from broker.written import Written
 
 STABLE = settings(derandomize=True, deadline=None, database=None, max_examples=25)
 CHANGES = {"brokerIngestTimestamp", "brokerPublishTimestamp"}
@@ -167,3 +169,29 @@ def test_points_in_a_long_light_curve() -> None:
     assert 2 <= found["n_points_used"] <= 256
     assert found["n_detections"] == 1001
     assert np.isfinite(found["probability"])
+
+
+@pytest.mark.parametrize("survey", surveys.NAMES)
+def test_what_is_written_already_gets_a_verdict_and_no_record(survey: str) -> None:
+    """A classification or a dead letter, whichever topic holds it; all other rows and verdicts stay as they were."""
+    batch, assignment = hop(survey, mixed(survey), first=100), assigned(survey)
+    whole_answer = classify(batch, assignment)
+    places = {("alerts", 3): np.arange(100, 100 + len(batch), 3), ("alerts", 2): np.arange(100, 120)}
+    others = {("alerts", 3): np.arange(101, 130, 6)}
+    written = Written({"classifications": places, "dead-letters": others, "elsewhere": {("alerts", 3): np.arange(999)}})
+    answer = classify(batch, replace(assignment, written=written))
+    assert answer.verdicts == whole_answer.verdicts
+    gone = {*range(100, 100 + len(batch), 3), *range(101, 130, 6)}
+    assert answer.fresh.tolist() == [offset not in gone for offset in range(100, 100 + len(batch))]
+
+    def alerts_of(parts: list[pa.RecordBatch]) -> list[tuple[str, int]]:
+        rows = [row for part in parts for row in part.to_pylist()]
+        named = [(row["topic"], {h["key"]: h["value"] for h in row["headers"]}) for row in rows]
+        return [(topic, int(headers["alert"].rpartition(b":")[2])) for topic, headers in named]
+
+    due = [(topic, offset) for topic, offset in alerts_of(whole_answer.rows) if offset not in gone]
+    assert sorted(alerts_of(answer.rows)) == sorted(due)
+    everything = replace(
+        assignment, written=Written({"dead-letters": {("alerts", 3): np.arange(100, 100 + len(batch))}})
+    )
+    assert sum(len(part) for part in classify(batch, everything).rows) == 0

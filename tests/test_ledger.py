@@ -192,11 +192,12 @@ def test_empty_batch_balances() -> None:
 
 def test_log_line_tells_the_whole_batch() -> None:
     counts = {"classified/ok": 90, "abstained/bad_pixels": 3, "abstained/too_few_points": 5, "rejected/damaged": 1}
-    balance = Balance(expected=100, answered=99, holes=1, repeated=2, counts=counts)
+    balance = Balance(expected=100, answered=99, holes=1, repeated=2, counts=counts, already_written=2)
     line = log_line(
         "ztf", 7, balance, {"triggerExecution": 200, "addBatch": 150, "walCommit": 40, "getBatch": 0}, lag=12
     )
     assert line == (
         "ztf batch 7: 100 alerts in, 90 classified, 8 abstained (too_few_points 5, bad_pixels 3), "
-        "1 rejected (damaged 1), holes 1, answered twice 2, 500 alerts/s, lag 12, 200 ms (addBatch 150, walCommit 40)"
+        "1 rejected (damaged 1), holes 1, run twice 2, already written 2, "
+        "500 alerts/s, lag 12, 200 ms (addBatch 150, walCommit 40)"
     )

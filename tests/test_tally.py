@@ -24,6 +24,7 @@ def tally_of(*batches: list[Alert]) -> list[LedgerRow]:
             pa.array(partitions, pa.int32()),
             pa.array(offsets, pa.int64()),
             [str(verdict) for verdict in verdicts],
+            np.array([alert[2] % 3 > 0 for alert in batch], np.bool_),
         )
     return tally.rows()
 
@@ -59,5 +60,6 @@ def test_every_alert_is_counted_once_at_its_place(batch: list[Alert], cut: int) 
         offsets = [n for first, last in row.answered for n in np.arange(first, last + 1).tolist()]
         assert offsets == sorted(alert[2] for alert in mine)
         assert row.counts == Counter(alert[3] for alert in mine)
+        assert row.already_written == sum(alert[2] % 3 == 0 for alert in mine)
         assert LedgerRow.from_json(row.to_json()) == row
     assert sum(row.n for row in rows) == len(batch)

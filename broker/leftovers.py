@@ -1,0 +1,211 @@
+"""What a batch that was broken off has left on the output topics, and the notes that say from where to look."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+from confluent_kafka import Consumer, TopicPartition
+
+from broker import bounds, checkpoint
+from broker.audit import Collected, take
+from broker.config import Source
+from broker.errors import KafkaError
+from broker.ledger import Span
+from broker.lightcurve import Integers
+from broker.reconcile import place_of
+from broker.topics import TIMEOUT_S, EndOffsets, Reach, end_of, offsets_at, open_consumer, reaches
+from broker.written import Places, Written
+
+_log = logging.getLogger(__name__)
+
+QUIET_S = 5.0  # without a record of this source, before what is on the topics counts as all
+NOTE_EVERY_S = 0.5
+MARGIN_MS = 3_600_000  # between our clock and Kafka's, where there is no note and time stamps must do
+Position = tuple[str, int]
+
+
+class Notes:
+    """Notes the ends of the output topics into checkpoints, twice a second, from a thread, until left.
+
+    A note that can't be taken is only a longer search after the next crash. The first one can: raises KafkaError.
+    """
+
+    def __init__(self, options: Mapping[str, str], outputs: Sequence[str], checkpoints: Iterable[Path]) -> None:
+        self._ends = EndOffsets(options, outputs)
+        self._checkpoints = tuple(checkpoints)
+        self._left = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="notes of end offsets", daemon=True)
+
+    def take(self, timeout_s: float = TIMEOUT_S) -> None:
+        """One note in each checkpoint. Raises KafkaError, OSError."""
+        ends = self._ends.now(timeout_s)
+        for folder in self._checkpoints:
+            bounds.write(folder, ends)
+
+    def __enter__(self) -> Self:
+        self.take()
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._left.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        was_told = False
+        while not self._left.wait(NOTE_EVERY_S):
+            try:
+                self.take(timeout_s=5)  # the end of the job waits for this
+                was_told = False
+            except (KafkaError, OSError) as error:
+                if not was_told:
+                    _log.warning("the ends of the output topics can't be noted: %s", error)
+                was_told = True
+
+
+def find_written(
+    options: Mapping[str, str],
+    source: Source,
+    outputs: Sequence[str],
+    model: str,
+    stopping: threading.Event,
+    quiet_s: float = QUIET_S,
+) -> Written:
+    """Records of the batch that was planned and not committed; nothing where there is none, or when told to stop.
+
+    Reads the output topics from where they ended before that batch, and goes on until no record of the source has come
+    for `quiet_s`: what wrote it may still be flushing. Raises KafkaError.
+    """
+    planned = checkpoint.planned_spans(source.checkpoint)
+    if planned is None:
+        return Written()
+    batch, spans = planned
+    with open_consumer(options, reset="earliest") as consumer:
+        held = {topic: reaches(consumer, topic) for topic in outputs}
+        begins = _begins(consumer, source, batch, held)
+        found = _read(options, consumer, source, begins, stopping, quiet_s)
+    written = Written({topic: _of_batch(collected, source.name, model, spans) for topic, collected in found.items()})
+    n_read = sum(collected.n_records for collected in found.values())
+    _log.info(
+        "%s batch %d was not finished: %d of its %d alerts are written already, by %d records read",
+        source.name,
+        batch,
+        len(written),
+        sum(span.last_exclusive - span.first for span in spans),
+        n_read,
+    )
+    return written
+
+
+def _begins(
+    asker: Consumer, source: Source, batch: int, held: Mapping[str, Mapping[int, Reach]]
+) -> dict[Position, int]:
+    """From where each partition is read: the note's end, else by the time at which the batch was planned."""
+    ends = bounds.find(source.checkpoint, batch)
+    if ends is None:
+        planned_ms = checkpoint.planned_at_ms(source.checkpoint, batch)
+        _log.warning(
+            "%s batch %d was not finished, and the checkpoint has no note of where the output topics ended before it: "
+            "they are searched by time, from %d minutes before the batch was planned",
+            source.name,
+            batch,
+            MARGIN_MS // 60_000,
+        )
+        ends = {topic: offsets_at(asker, topic, parts, planned_ms - MARGIN_MS) for topic, parts in held.items()}
+    begins = {}
+    for topic, parts in held.items():
+        for partition, reach in parts.items():
+            # A partition that the note lacks is new: all of it is younger.
+            begin = ends.get(topic, {}).get(partition, 0)
+            if begin > reach.last_exclusive or reach.first > begin:
+                _log.warning(
+                    "%s:%d ended at offset %d before batch %d of %s and holds %d to %d now: records of that batch may "
+                    "be gone, and will be written again",
+                    *(topic, partition, begin, batch, source.name, reach.first, reach.last_exclusive),
+                )
+            begins[topic, partition] = reach.first if begin > reach.last_exclusive else max(begin, reach.first)
+    return begins
+
+
+def _read(
+    options: Mapping[str, str],
+    consumer: Consumer,
+    source: Source,
+    begins: Mapping[Position, int],
+    stopping: threading.Event,
+    quiet_s: float,
+) -> dict[str, Collected]:
+    """Headers of all records from there on, until none of the source has come for `quiet_s`."""
+    found = {topic: Collected() for topic, _ in begins}
+    at = dict(begins)
+    consumer.assign([TopicPartition(topic, partition, offset) for (topic, partition), offset in at.items()])
+    asker = EndOffsets(options, list(found))
+    n_own, last_own = 0, time.monotonic()
+    while not stopping.is_set():
+        asked = time.monotonic()
+        ends = asker.now()
+        _read_to(consumer, ends, at, found, stopping)
+        n_now = sum(_n_of(collected, source.name) for collected in found.values())
+        if n_now > n_own:
+            n_own, last_own = n_now, time.monotonic()
+        elif asked - last_own >= quiet_s:
+            break
+        stopping.wait(0.2)
+    return found
+
+
+def _read_to(
+    consumer: Consumer,
+    ends: bounds.Ends,
+    at: dict[Position, int],
+    found: Mapping[str, Collected],
+    stopping: threading.Event,
+) -> None:
+    """Read on until every partition is at these ends; `at` is how far each is read."""
+    deadline = time.monotonic() + TIMEOUT_S
+    while not stopping.is_set():
+        waiting = [place for place, offset in at.items() if offset < ends[place[0]].get(place[1], 0)]
+        if not waiting:
+            return
+        if time.monotonic() > deadline:
+            raise KafkaError(f"{waiting}: can't be read within {TIMEOUT_S:g} s; nothing is known of what is written")
+        for message in consumer.consume(1000, timeout=0.2):
+            topic, partition, offset = message.topic(), message.partition(), message.offset()
+            if topic is None or partition is None or offset is None:
+                continue
+            deadline = time.monotonic() + TIMEOUT_S
+            if end_of(message):
+                at[topic, partition] = max(at[topic, partition], offset)
+                continue
+            at[topic, partition] = offset + 1
+            take([message], found[topic])
+
+
+def _n_of(collected: Collected, source: str) -> int:
+    start = f"{source}:".encode()
+    return sum(len(offsets) for (prefix, _), offsets in collected.offsets.items() if prefix.startswith(start))
+
+
+def _of_batch(collected: Collected, source: str, model: str, spans: Sequence[Span]) -> Places:
+    """Offsets of the batch's alerts that have a record of this model."""
+    limits = {(span.topic, span.partition): span for span in spans}
+    places: dict[tuple[str, int], Integers] = {}
+    for (prefix, by), found in collected.offsets.items():
+        place = place_of(prefix)
+        span = None if place is None else limits.get((place.topic, place.partition))
+        if place is None or span is None or place.source != source or by != model.encode():
+            continue
+        offsets = np.unique(np.frombuffer(found, np.int64))
+        inside = offsets[(offsets >= span.first) & (offsets < span.last_exclusive)]
+        if inside.size:
+            places[place.topic, place.partition] = inside
+    return places

@@ -1,0 +1,85 @@
+"""Exactly one record per alert over the output topics, whatever moment a kill hits."""
+
+import os
+import signal
+import subprocess
+import time
+from contextlib import suppress
+from pathlib import Path
+
+from running import Alert, Running, broker, read_outcome, send, topics_of, write_config
+from samples import whole
+
+from broker import checkpoint
+from broker.embedded import EmbeddedKafka
+from broker.topics import EndOffsets, check_topics
+
+
+def alerts(n: int) -> list[Alert]:
+    """Sound and unsound alerts of ELAsTiCC, every tenth damaged, n of them."""
+    sound = [s.data for s in whole("elasticc")]
+    return [Alert(sound[i % len(sound)][: 40 if i % 10 == 0 else None], str(i).encode()) for i in range(n)]
+
+
+def kill(job: Running) -> None:
+    """SIGKILL for the driver, its JVM and the workers."""
+    os.killpg(job.process.pid, signal.SIGKILL)
+    for pid in job.left():
+        os.kill(pid, signal.SIGKILL)
+    job.process.wait(10)
+
+
+def workers_of(job: Running) -> list[int]:
+    """The Python workers and what forks them."""
+    listed = subprocess.run(["ps", "-A", "-o", "pid=,comm="], capture_output=True, text=True, check=True).stdout
+    pythons = {int(line.split()[0]) for line in listed.splitlines() if "python" in line}
+    return [pid for pid in job.left() if pid in pythons - {job.process.pid}]
+
+
+def test_a_kill_between_the_first_write_and_the_commit(kafka: EmbeddedKafka, tmp_path: Path) -> None:
+    kafka.create_topics({"once-in": 2})
+    sent = send(kafka, "once-in", alerts(12_000), 2)
+    names = topics_of("once")
+    options = {"bootstrap.servers": kafka.bootstrap_servers}
+    check_topics(options, names.values(), create=True, partitions=2)
+    source = {"name": "night", "survey": "elasticc", "topics": ["once-in"], "max_alerts_per_batch": 4000}
+    # Three tries a task: Spark must not have one of them write again what another has written.
+    config = write_config(tmp_path, kafka.bootstrap_servers, [source], names)
+    config.write_text(config.read_text().replace('"local[2]"', '"local[2,3]"'))
+    folder = tmp_path / "checkpoints" / "night"
+    asker = EndOffsets(options, [names["classifications"], names["dead_letters"]])
+
+    def wait_for_a_write(job: Running, n_committed: int) -> list[int]:
+        """Until the first write after so many commits; the workers as of before."""
+        before = asker.now()
+        while len(checkpoint.committed_batches(folder)) < n_committed:
+            assert job.process.poll() is None, job.text
+            before = asker.now()
+            time.sleep(0.002)
+        workers = workers_of(job)
+        while asker.now() == before:
+            assert job.process.poll() is None, job.text
+            time.sleep(0.002)
+        return workers
+
+    for n_committed in (0, 1):  # the second time the repeat of batch 0 comes first
+        with Running(tmp_path / f"log{n_committed}", "run", "--config", config) as job:
+            wait_for_a_write(job, n_committed)
+            kill(job)
+        assert len(checkpoint.committed_batches(folder)) == n_committed, job.text
+        written = read_outcome(kafka.bootstrap_servers, names)
+        assert written.repeats().keys() == {1}
+    with Running(tmp_path / "last", "run", "--config", config, "--once") as job:
+        for pid in wait_for_a_write(job, 2):
+            with suppress(ProcessLookupError):  # it went with its parent
+                os.kill(pid, signal.SIGKILL)
+        assert job.end(180) == 0, job.text
+    assert "night batch 2: a worker failed (1)" in job.text
+    assert "night batch 2 was not finished: " in job.text
+    outcome = read_outcome(kafka.bootstrap_servers, names)
+    assert outcome.classifications.keys() | outcome.dead_letters.keys() == sent.keys()
+    assert outcome.repeats() == {1: len(sent)}
+    assert sum(row.already_written for row in outcome.ledger) > 0
+    audit = broker("audit", "--config", config)
+    assert audit.returncode == 0, audit.stdout
+    assert "\nbalanced: " in audit.stdout

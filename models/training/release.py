@@ -1,13 +1,16 @@
 """Writes a model folder (model.onnx, card.toml, golden.npz) from trained weights, and the table of released models.
 
-python -m models.training.release models    writes models/README.md anew from the cards
+python -m models.training.release models/t2b-1 --data ../shared/datasets --weights build/t2b-1.npz
+python -m models.training.release models    only writes models/README.md anew from the cards
 """
 
+import argparse
 import hashlib
 import json
-import sys
+import tempfile
 import tomllib
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +18,11 @@ import numpy as np
 
 from broker import lightcurve, model, split
 from broker.lightcurve import BANDS, WAVELENGTH_NM, LightCurves
-from models.training import augment, evaluate, export
+from models.training import augment, dataset, evaluate, export, network
 from models.training.dataset import (
     CALIBRATION,
     CLASSES,
+    OUTLIER,
     SET_NAMES,
     SETS,
     TAXONOMY_IDS,
@@ -27,12 +31,13 @@ from models.training.dataset import (
     UNLABELLED,
     TrainingSet,
 )  # fmt: skip
-from models.training.evaluate import Evidence, Figure
+from models.training.evaluate import Compression, Evidence, Figure
 from models.training.network import Params, Shape
 
 MAX_POINTS, MIN_POINTS = 256, 1
-N_GOLDEN = 100
-GOLDEN_SETS = ("spcc", "elasticc_fink_tutorials")  # their licences allow passing light curves on
+N_GOLDEN = 200
+GOLDEN_SETS = ("spcc", "elasticc_fink_tutorials", "ztf_fink_labelled")  # licences that allow passing light curves on
+PAPER_BYTES = 60_320  # of the file that the paper shipped
 WEAKNESSES = (
     "The training sets are mostly supernovae; the stream is mostly variable stars, AGN, asteroids and artefacts. "
     "Asteroids, artefacts, kilonovae and flares of M dwarfs have no class of their own and get one of these seven.",
@@ -55,73 +60,86 @@ WEAKNESSES = (
 )
 
 
+@dataclass(frozen=True)
+class Measured:
+    """What goes into a card: divisor of the logits per survey, figures, thresholds, what int8 cost."""
+
+    temperature: Mapping[str, float]
+    figures: list[Figure] = field(default_factory=list)
+    thresholds: list[Evidence] = field(default_factory=list)
+    compression: Compression | None = None
+
+
 def release(params: Params, shape: Shape, data: TrainingSet, folder: Path) -> None:
     """Calibrates, exports and measures; writes the three files of a model folder named name-version or name."""
     folder.mkdir(parents=True, exist_ok=True)
-    _write(folder, params, shape, data, 1.0, [], [])
-    first = model.load(folder)
-    divisor = evaluate.temperature(first, data, CALIBRATION)
-    print(f"temperature {divisor:.3f}", flush=True)
-    _write(folder, params, shape, data, divisor, [], [])
+    measured = Measured({"ztf": 1.0, "lsst": 1.0})
+    write(folder, params, shape, data, measured)
+    measured = Measured(evaluate.temperature(model.load(folder), data, CALIBRATION))
+    print(f"temperature {measured.temperature}", flush=True)
+    size = write(folder, params, shape, data, measured)
     calibrated = model.load(folder)
-    scores = list(evaluate.figures(calibrated, data))
+    figures = list(evaluate.figures(calibrated, data))
     thresholds = list(evaluate.evidence(calibrated, data, CALIBRATION, TEST))
-    for score in scores:
-        print(score, flush=True)
-    for threshold in thresholds:
-        print(threshold, flush=True)
-    size = _write(folder, params, shape, data, divisor, scores, thresholds)
+    with tempfile.TemporaryDirectory() as exact:
+        float32_size = write(Path(exact), params, shape, data, measured, int8=False)
+        float32 = model.load(Path(exact))
+        cost = evaluate.compression(calibrated, float32, data, (size, float32_size))
+    for line in (*figures, *thresholds, cost):
+        print(line, flush=True)
+    write(folder, params, shape, data, Measured(measured.temperature, figures, thresholds, cost))
     write_golden(model.load(folder), data, folder / "golden.npz")
-    print(f"{size} bytes", flush=True)
 
 
-def _write(
-    folder: Path,
-    params: Params,
-    shape: Shape,
-    data: TrainingSet,
-    divisor: float,
-    scores: list[Figure],
-    thresholds: list[Evidence],
+def write(
+    folder: Path, params: Params, shape: Shape, data: TrainingSet, measured: Measured, *, int8: bool = True
 ) -> int:
+    """Writes graph and card; returns the bytes of the graph."""
     path = folder / model.MODEL_FILE
-    size = export.write(export.graph(params, shape, [WAVELENGTH_NM[b] for b in BANDS], divisor), path)
+    wavelengths = {b: WAVELENGTH_NM[b] for b in BANDS}
+    size = export.write(export.graph(params, shape, wavelengths, measured.temperature, int8=int8), path)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    lines = card_lines(folder.name, digest, data, divisor, scores, thresholds)
-    (folder / model.CARD_FILE).write_text("\n".join(lines) + "\n")
+    (folder / model.CARD_FILE).write_text("\n".join(card_lines(folder.name, digest, data, measured)) + "\n")
     return size
 
 
-def card_lines(
-    name: str, digest: str, data: TrainingSet, divisor: float, scores: list[Figure], thresholds: list[Evidence]
-) -> Iterator[str]:
+def card_lines(name: str, digest: str, data: TrainingSet, measured: Measured) -> Iterator[str]:
     """The card as lines of TOML. Without thresholds (not yet measured) every verdict passes."""
-    head = {"name": name, "version": "1", "sha256": digest, "rules_version": lightcurve.RULES_VERSION}
-    head |= {"max_points": MAX_POINTS, "min_points": MIN_POINTS, "temperature": round(divisor, 4)}
-    head |= {"split_rule": split.RULE}
+    head: dict[str, Any] = {"name": name, "version": "1", "sha256": digest, "rules_version": lightcurve.RULES_VERSION}
+    head |= {"max_points": MAX_POINTS, "min_points": MIN_POINTS, "split_rule": split.RULE}
+    head |= {f"temperature_{survey}": round(divisor, 4) for survey, divisor in measured.temperature.items()}
     yield "# Model card, written by models.training.release. Figures are of held-out objects only."
     yield from (f"{key} = {_toml(value)}" for key, value in head.items())
     yield f"weaknesses = {_toml(list(WEAKNESSES))}"
-    weight = augment.class_weights(data)
+    weight = augment.class_weights(data) * (data.about.label >= 0)
     for i, c in enumerate(CLASSES):
-        prior = float(weight[data.about.label == i].sum())
+        prior = float(weight[data.about.label == i].sum() / weight.sum())
         yield from _table("classes", {"name": c, "taxonomy_id": TAXONOMY_IDS[c], "prior": round(prior, 4)})
     for band in BANDS:
         yield from _table("bands", {"name": band, "wavelength_nm": WAVELENGTH_NM[band]})
-    for e in thresholds or [Evidence(s, 1, 0.0, 0, np.nan, np.nan, 0) for s in ("ztf", "lsst")]:
+    unknown = [Evidence(s, 1, 0.0, 0, np.nan, np.nan, 0, np.nan, 0) for s in ("ztf", "lsst")]
+    for e in measured.thresholds or unknown:
         row: dict[str, Any] = {"survey": e.survey, "min_detections": e.min_detections, "probability": e.probability}
         row |= {"n_calibration": e.n_calibration, "test_accuracy": e.accuracy, "test_answered": e.answered}
-        yield from _table("not_enough_evidence", row | {"n_test": e.n_test})
-    for source, i in zip(SETS, range(len(SETS)), strict=True):
-        of_set = (data.about.origin == i) & (data.split == TRAIN)
-        labelled = int((of_set & (data.about.label != UNLABELLED)).sum())
-        row = {"name": source.name, "licence": source.licence, "zero_point": source.zero_point}
-        row |= {"positions": source.has_positions, "n_labelled": labelled}
-        yield from _table("training_data", row | {"n_unlabelled": int(of_set.sum()) - labelled})
-    for f in scores:
+        row |= {"n_test": e.n_test, "test_false_transients": e.false_transients, "n_test_steady": e.n_steady}
+        yield from _table("not_enough_evidence", row)
+    if measured.compression:
+        yield from _table("compression", asdict(measured.compression) | {"paper_bytes": PAPER_BYTES})
+    yield from _training_data(data)
+    for f in measured.figures:
         row = {"set": f.name, "n_detections": f.n_detections or "all", "n_objects": f.n_objects}
-        keys = ("macro_f1", "low", "high", "within", "recall", "chance")
+        keys = ("macro_f1", "low", "high", "within", "accuracy_within", "ece", "recall", "chance")
         yield from _table("figures", row | {k: getattr(f, k) for k in keys if np.isfinite(getattr(f, k))})
+
+
+def _training_data(data: TrainingSet) -> Iterator[str]:
+    label = data.about.label
+    for i, source in enumerate(SETS):
+        of_set = (data.about.origin == i) & (data.split == TRAIN)
+        row = {"name": source.name, "licence": source.licence, "zero_point": source.zero_point}
+        row |= {"positions": source.has_positions, "n_labelled": int((of_set & (label >= 0)).sum())}
+        row |= {"n_outliers": int((of_set & (label == OUTLIER)).sum())}
+        yield from _table("training_data", row | {"n_unlabelled": int((of_set & (label == UNLABELLED)).sum())})
 
 
 def _table(key: str, row: Mapping[str, Any]) -> Iterator[str]:
@@ -195,12 +213,22 @@ months. Chance: the same answers given to the wrong objects; for recall, how oft
 
 
 def main() -> None:
-    """Writes README.md in the folder of models given on the command line."""
-    folder = Path(sys.argv[1])
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, help="model folder to write, or the folder of released models")
+    parser.add_argument("--data", type=Path, help="folder of the labelled sets")
+    parser.add_argument("--weights", type=Path, help="what models.training.train wrote")
+    arguments = parser.parse_args()
+    models = arguments.folder
+    if arguments.weights and arguments.data:
+        shape = Shape(len(CLASSES))
+        data = dataset.load(arguments.data)
+        release(network.restore(arguments.weights, shape), shape, data, arguments.folder)
+        models = arguments.folder.parent
     lines = [README.rstrip("\n")]
-    for card in sorted(folder.glob(f"*/{model.CARD_FILE}")):
+    for card in sorted(models.glob(f"*/{model.CARD_FILE}")):
         lines += ["", *readme_table(card.parent)]
-    (folder / "README.md").write_text("\n".join(lines) + "\n")
+    (models / "README.md").write_text("\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,13 +1,16 @@
-"""Trains a model from the labelled sets and writes its folder: model.onnx, card.toml, golden.npz.
+"""Trains the network on the labelled sets and writes its weights.
 
-    python -m models.training.train --data ../shared/datasets --out models/t2b-0
+    python -m models.training.train --data ../shared/datasets --weights build/t2b-1.npz
 
-Top to bottom: read, pre-train (guess hidden fluxes), fine-tune (classes), calibrate, export, evaluate.
+Top to bottom: read, pre-train (guess hidden fluxes), fine-tune (classes), save. `release.py` calibrates the weights,
+measures them and writes the model's folder.
 """
 
 import argparse
+import subprocess
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jax
@@ -16,7 +19,7 @@ import numpy as np
 import optax
 from numpy.typing import NDArray
 
-from models.training import augment, dataset, network, release
+from models.training import augment, dataset, network
 from models.training.network import Batch, Params, Shape
 
 SEED = 0
@@ -34,13 +37,15 @@ FLUX_FLOOR = 0.05  # relative error added to each hidden flux, so that bright cu
 REPORT_EVERY = 1000
 
 Loss = Callable[..., jax.Array]
+Drawn = tuple[Batch, NDArray[np.generic]]  # a batch and its targets
 
 
 def class_loss(params: Params, batch: Batch, label: jax.Array) -> jax.Array:
-    """Cross-entropy with label smoothing."""
+    """Cross-entropy with label smoothing; outliers have the flat target, so that they end in "not enough evidence"."""
     log_p = jax.nn.log_softmax(network.logits(params, batch))
     n_classes = log_p.shape[1]
     target = jax.nn.one_hot(label, n_classes) * (1 - SMOOTHING) + SMOOTHING / n_classes
+    target = jnp.where((label == dataset.OUTLIER)[:, None], 1 / n_classes, target)
     return jnp.asarray(-(log_p * target).sum(1).mean())
 
 
@@ -48,7 +53,7 @@ def masked_flux_loss(params: Params, batch: Batch, hidden: jax.Array) -> jax.Arr
     """Huber loss of the hidden fluxes in units of the visible curve's scale."""
     visible = batch._replace(valid=batch.valid * (1 - hidden))
     tokens, scale = network.features(visible)
-    z = network.encode(params["encoder"], tokens, visible.valid)
+    z = network.encode(params["encoder"], tokens, visible.valid, Shape.n_heads)
     guess = network.decode(params["decoder"], z, jnp.clip(batch.days, -100, 400), batch.wavelength_nm)
     sigma = jnp.sqrt((batch.flux_err / scale) ** 2 + FLUX_FLOOR**2)
     miss = (jnp.clip(batch.flux / scale, -3, 6) - guess) / sigma
@@ -69,9 +74,7 @@ def hidden_points(batch: Batch, rng: np.random.Generator) -> NDArray[np.float32]
     return hide.astype(np.float32)
 
 
-def optimise(
-    loss: Loss, params: Params, next_batch: Callable[[], tuple[Batch, NDArray[np.generic]]], steps: int, name: str
-) -> Params:
+def optimise(loss: Loss, params: Params, next_batch: Callable[[], Drawn], steps: int, name: str) -> Params:
     """AdamW on a cosine schedule; returns the averaged weights. Logs the mean loss every REPORT_EVERY steps."""
     schedule = optax.warmup_cosine_decay_schedule(
         0.0, LEARNING_RATE, min(WARM_UP, steps // 2), steps, LEARNING_RATE * 0.01
@@ -104,59 +107,80 @@ def optimise(
     return mean
 
 
-def pretrain(data: dataset.TrainingSet, params: Params, shape: Shape, steps: int, size: int = BATCH) -> Params:
+class Ahead:
+    """Calls give one batch after another; the next pool is drawn in a thread while the last one is learned from."""
+
+    def __init__(self, draw: Callable[[], list[Drawn]], executor: ThreadPoolExecutor) -> None:
+        self._draw, self._executor = draw, executor
+        self._pool: list[Drawn] = []
+        self._next = executor.submit(draw)
+
+    def __call__(self) -> Drawn:
+        if not self._pool:
+            self._pool = self._next.result()
+            self._next = self._executor.submit(self._draw)
+        return self._pool.pop()
+
+
+def pretrain(data: dataset.TrainingSet, params: Params, steps: int, size: int = BATCH) -> Params:
     """Encoder weights after learning to fill in hidden fluxes of every training curve, labelled or not."""
     weight = (data.split == dataset.TRAIN) * np.bincount(data.about.origin)[data.about.origin] ** -0.3
     sampler = augment.Sampler(data, weight / weight.sum(), SEED + 1)
-    pool: list[tuple[Batch, NDArray[np.int8]]] = []
 
-    def next_batch() -> tuple[Batch, NDArray[np.generic]]:
-        if not pool:
-            pool.extend(augment.batches(sampler, size))
-        batch = pool.pop()[0]
-        return batch, hidden_points(batch, sampler.rng)
+    def draw() -> list[Drawn]:
+        return [(batch, hidden_points(batch, sampler.rng)) for batch, _ in augment.batches(sampler, size)]
 
-    both = {"encoder": params, "decoder": network.initial_decoder(SEED, shape)}
-    encoder: Params = optimise(masked_flux_loss, both, next_batch, steps, "pre-training")["encoder"]
+    both = {"encoder": params, "decoder": network.initial_decoder(SEED, Shape(len(dataset.CLASSES)))}
+    with ThreadPoolExecutor(1) as executor:
+        found = optimise(masked_flux_loss, both, Ahead(draw, executor), steps, "pre-training")
+    encoder: Params = found["encoder"]
     return encoder | {"head": params["head"]}
 
 
 def finetune(data: dataset.TrainingSet, params: Params, steps: int, size: int = BATCH) -> Params:
     """Weights after learning the classes."""
     sampler = augment.Sampler(data, augment.class_weights(data), SEED + 2)
-    pool: list[tuple[Batch, NDArray[np.int8]]] = []
 
-    def next_batch() -> tuple[Batch, NDArray[np.generic]]:
-        if not pool:
-            pool.extend(augment.batches(sampler, size))
-        batch, label = pool.pop()
-        return batch, label.astype(np.int32)
+    def draw() -> list[Drawn]:
+        return [(batch, label.astype(np.int32)) for batch, label in augment.batches(sampler, size)]
 
-    return optimise(class_loss, params, next_batch, steps, "fine-tuning")
+    with ThreadPoolExecutor(1) as executor:
+        return optimise(class_loss, params, Ahead(draw, executor), steps, "fine-tuning")
 
 
-def train(data: dataset.TrainingSet, pretrain_steps: int, steps: int, size: int = BATCH) -> tuple[Params, Shape]:
-    """The whole training; weights as numpy-like arrays and their shape."""
-    shape = Shape(n_classes=len(dataset.CLASSES))
-    params = network.initial(SEED, shape)
+def train(data: dataset.TrainingSet, pretrain_steps: int, steps: int, size: int = BATCH) -> Params:
+    """The whole training."""
+    params = network.initial(SEED, Shape(len(dataset.CLASSES)))
     print(f"{len(data)} light curves, {network.n_parameters(params)} parameters", flush=True)
-    params = pretrain(data, params, shape, pretrain_steps, size)
-    return finetune(data, params, steps, size), shape
+    params = pretrain(data, params, pretrain_steps, size)
+    return finetune(data, params, steps, size)
 
 
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder of the labelled sets")
-    parser.add_argument("--out", type=Path, required=True, help="model folder to write, named name-version")
+    parser.add_argument("--weights", type=Path, required=True, help="file to write, .npz")
     parser.add_argument("--pretrain-steps", type=int, default=PRETRAIN_STEPS)
     parser.add_argument("--steps", type=int, default=STEPS)
     arguments = parser.parse_args()
     started = time.monotonic()
     data = dataset.load(arguments.data)
-    params, shape = train(data, arguments.pretrain_steps, arguments.steps)
+    steps = f"{arguments.pretrain_steps} steps of pre-training, {arguments.steps} of fine-tuning"
+    print(f"revision {revision()}, jax {jax.__version__}, seed {SEED}, {steps} of {BATCH}", flush=True)
+    params = train(data, arguments.pretrain_steps, arguments.steps)
+    network.save(params, arguments.weights)
     print(f"trained in {(time.monotonic() - started) / 60:.0f} minutes", flush=True)
-    release.release(params, shape, data, arguments.out)
+
+
+def revision() -> str:
+    """The commit that this code is of, with a mark if files differ from it; "unknown" outside a checkout."""
+    call = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        found = subprocess.run(call, cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return found.stdout.strip()
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ import numpy as np
 
 from broker import lightcurve, model, split
 from broker.lightcurve import BANDS, WAVELENGTH_NM, LightCurves
-from models.training import augment, dataset, evaluate, export, network
+from models.training import augment, dataset, evaluate, export, network, plots
 from models.training.dataset import (
     CALIBRATION,
     CLASSES,
@@ -37,6 +37,7 @@ from models.training.network import Params, Shape
 MAX_POINTS, MIN_POINTS = 256, 1
 N_GOLDEN = 200
 GOLDEN_SETS = ("spcc", "elasticc_fink_tutorials", "ztf_fink_labelled")  # licences that allow passing light curves on
+PLOTS_FILE = "figures.svg"
 PAPER_BYTES = 60_320  # of the file that the paper shipped
 WEAKNESSES = (
     "The training sets are mostly supernovae; the stream is mostly variable stars, AGN, asteroids and artefacts. "
@@ -89,6 +90,7 @@ def release(params: Params, shape: Shape, data: TrainingSet, folder: Path) -> No
         print(line, flush=True)
     write(folder, params, shape, data, Measured(measured.temperature, figures, thresholds, cost))
     write_golden(model.load(folder), data, folder / "golden.npz")
+    (folder / PLOTS_FILE).write_text(plots.svg(model.load(folder), data, figures))
 
 
 def write(

@@ -5,7 +5,7 @@ transformer blocks work among those eight latents only. `export.py` writes the s
 the constants below are shared with it. Shapes: B light curves, L points (padded), F features, D width, K latents.
 
 What does not pay its time or bytes is left out: norms have no weights of their own (the matrix behind each holds
-them), projections into the residual no bias, and the neighbours in time lend 16 channels each, not all 48.
+them), projections into the residual no bias, and the neighbours in time lend 24 channels each, not all 48.
 """
 
 from dataclasses import dataclass
@@ -36,12 +36,12 @@ class Shape:
 
     n_classes: int
     width: int = 48
-    n_reads: int = 2  # attention maps of each latent over the points
+    n_reads: int = 4  # attention maps of each latent over the points
     n_latents: int = 8
     n_blocks: int = 2
-    n_heads: int = 2  # of the attention among the latents
-    feed_forward: int = 80
-    n_shifted: int = 16  # channels that a point takes from the one before it, and as many from the one behind it
+    n_heads: int = 4  # of the attention among the latents
+    feed_forward: int = 64
+    n_shifted: int = 24  # channels that a point takes from the one before it and the one behind it
 
 
 class Batch(NamedTuple):
@@ -147,17 +147,18 @@ def encode(params: Params, tokens: Any, valid: Any, n_heads: int) -> Any:
     shifted = (params["conv"]["w"].shape[0] - d) // 2
     edge = jnp.zeros((n, 1, shifted), h.dtype)
     before = jnp.concatenate([edge, h[:, :-1, :shifted]], 1)
-    behind = jnp.concatenate([h[:, 1:, shifted : 2 * shifted], edge], 1)
+    behind = jnp.concatenate([h[:, 1:, :shifted], edge], 1)
     h = layer_norm(h + jax.nn.relu(linear(jnp.concatenate([before, h, behind], -1), params["conv"])))
     score = linear(h, params["read"]) + (1 - valid[..., None]) * MASKED
     seen = jnp.einsum("blm,bld->bmd", jax.nn.softmax(score, 1), h).reshape(n, k, -1)
     z = params["latents"] + linear(seen, params["out"])
-    for block in params["blocks"]:
-        z = _block(block, z, n_heads)
+    for p in params["blocks"]:
+        z = block(p, z, n_heads)
     return z
 
 
-def _block(p: Params, z: Any, n_heads: int) -> Any:
+def block(p: Params, z: Any, n_heads: int) -> Any:
+    """One pre-norm transformer block among latents (B, K, D)."""
     n, k, d = z.shape
     qkv = linear(layer_norm(z), p["qkv"]).reshape(n, k, 3, n_heads, d // n_heads)
     score = jnp.einsum("bqhd,bkhd->bhqk", qkv[:, :, 0], qkv[:, :, 1]) / np.sqrt(d // n_heads)

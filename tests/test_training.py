@@ -5,6 +5,7 @@ import tomllib
 from pathlib import Path
 
 import numpy as np
+import onnxruntime as ort
 import pandas as pd
 import pytest
 from hypothesis import given, settings
@@ -18,7 +19,7 @@ import jax.numpy as jnp
 
 from broker import model, split
 from broker.lightcurve import BANDS, WAVELENGTH_NM
-from models.training import augment, dataset, evaluate, export, network, release, train
+from models.training import augment, compress, dataset, evaluate, export, network, prune, release, train
 from models.training.dataset import CLASSES, SET_NAMES, SETS, Metadata
 
 N_OBJECTS = 60
@@ -130,7 +131,9 @@ def test_onnx_gives_what_jax_gives(data: dataset.TrainingSet, tmp_path: Path) ->
     shape = network.Shape(len(CLASSES))
     rng = np.random.default_rng(3)
     noisy = jax.tree.map(lambda x: x + 0.1 * rng.standard_normal(x.shape).astype(np.float32), network.initial(1, shape))
-    release.write(tmp_path, noisy, shape, data, release.Measured({"ztf": 1.7, "lsst": 0.8}), int8=False)
+    temperature = {"ztf": 1.7, "lsst": 0.8}
+    graph = export.graph(noisy, shape, {b: WAVELENGTH_NM[b] for b in BANDS}, temperature, int8=False)
+    release.write(tmp_path, graph, data, release.Measured(temperature))
     curves = evaluate.packets(data, dataset.TEST, 0).curves
     served = model.load(tmp_path).predict(curves)
 
@@ -155,8 +158,32 @@ def test_onnx_gives_what_jax_gives(data: dataset.TrainingSet, tmp_path: Path) ->
 
 def test_int8_weights_lie_within_half_a_step() -> None:
     exact = np.random.default_rng(0).normal(0, [[0.1, 3.0, 0.0]], (40, 3)).astype(np.float32)
-    whole, scale = export.quantised(exact)
+    whole, scale = compress.quantised(exact)
     assert (np.abs(whole * scale - exact) <= scale * 0.501).all()
+
+
+def test_fitted_rounding_misses_less_where_inputs_go_together() -> None:
+    rng = np.random.default_rng(0)
+    exact = rng.standard_normal((40, 8)).astype(np.float32)
+    inputs = (rng.standard_normal((500, 6)) @ rng.standard_normal((6, 40))).astype(np.float32)
+    plain, fitted = (compress.quantised(exact, x) for x in (None, inputs))
+    misses = [np.abs(inputs @ (whole * scale - exact)).mean() for whole, scale in (plain, fitted)]
+    assert misses[1] < misses[0] / 2
+
+
+def test_the_first_model_without_cuts_is_the_first_model(data: dataset.TrainingSet) -> None:
+    """Exact but for what is cut: with all channels and hidden units, and the one that carries a bias, t2b-0 itself."""
+    shape = network.Shape(len(CLASSES), feed_forward=97, n_shifted=48)
+    sampler = augment.Sampler(data, augment.class_weights(data), 0)
+    whole = prune.start(train.FIRST, shape, augment.batches(sampler, 16)[0][0])
+    curves = evaluate.packets(data, dataset.TEST, 0).curves
+    graph = export.graph(
+        whole, shape, {b: WAVELENGTH_NM[b] for b in BANDS}, dict.fromkeys(("ztf", "lsst"), 0.9608), int8=False
+    )
+    feed = compress.padded(curves)
+    ours, first = (ort.InferenceSession(g).run(None, feed)[0] for g in (graph.SerializeToString(), train.FIRST))
+    assert np.abs(ours - first).max() < 1e-4
+    assert len(set(first.argmax(1))) > 1
 
 
 def test_graph_stays_within_what_old_runtimes_read() -> None:

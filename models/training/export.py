@@ -5,16 +5,17 @@ table, -1 = padding), detected bool. Output: probabilities float32 (batch, class
 Opset 21 and IR 10 at most, because Fink's Python 3.9 stops at onnxruntime 1.19.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from onnx import TensorProto, helper, numpy_helper
 
-from models.training import network
+from models.training import compress, network
+from models.training.compress import Array
 from models.training.network import Params, Shape
 
 OPSET = 21
@@ -23,18 +24,12 @@ LN10 = float(np.log(10))
 FAR = 1e300  # stands for "no time" in reductions and sorts: finite, so that no inf - inf can arise
 
 
-def quantised(matrix: ArrayLike) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-    """Integers -127 to 127 (in, out) and a scale per column (out,), whose product is near the matrix."""
-    exact = np.asarray(matrix, np.float32)
-    scale = (np.abs(exact).max(0) / 127 + 1e-12).astype(np.float32)
-    return np.clip(np.round(exact / scale), -127, 127).astype(np.int8), scale
-
-
 class Graph:
     """Collects nodes and constants; equal constants are stored once, names are short because they are bytes."""
 
-    def __init__(self, *, int8: bool = True) -> None:
+    def __init__(self, *, int8: bool = True, inputs: Iterable[Array] = ()) -> None:
         self.int8 = int8
+        self._inputs = iter(inputs)
         self.nodes: list[onnx.NodeProto] = []
         self.constants: list[onnx.TensorProto] = []
         self._stored: dict[tuple[str, tuple[int, ...], bytes], str] = {}
@@ -71,7 +66,7 @@ class Graph:
         """
         if not self.int8:
             return self.const(matrix)
-        whole, scale = quantised(matrix)
+        whole, scale = compress.quantised(matrix, next(self._inputs, None))
         return self.add("Mul", self.add("Cast", self.const(whole, np.int8), to=TensorProto.FLOAT), self.vector(scale))
 
     def vector(self, values: ArrayLike) -> str:
@@ -234,12 +229,13 @@ def graph(
     temperature: Mapping[str, float] | None = None,
     *,
     int8: bool = True,
+    inputs: Iterable[Array] = (),
 ) -> onnx.ModelProto:
     """The whole model. `wavelength_nm` is the card's band table in order; temperature: divisor of logits per survey.
 
-    int8 False leaves the matrices in float32, for measuring what int8 costs.
+    int8 False leaves the matrices in float32. inputs: what each matrix is given, so that its rounding suits them.
     """
-    g = Graph(int8=int8)
+    g = Graph(int8=int8, inputs=inputs)
     points = _sorted_inputs(g)
     h = _tokens(g, params, _features(g, points, [*wavelength_nm.values()]), shape)
     z = _read(g, params, h, points["valid"], shape)
@@ -253,9 +249,9 @@ def graph(
     info = helper.make_tensor_value_info
     types = {"mjd": TensorProto.DOUBLE, "flux": TensorProto.FLOAT, "flux_err": TensorProto.FLOAT}
     types |= {"band": TensorProto.INT32, "detected": TensorProto.BOOL}
-    inputs = [info(name, kind, ["batch", "points"]) for name, kind in types.items()]
+    declared = [info(name, kind, ["batch", "points"]) for name, kind in types.items()]
     output = info("probabilities", TensorProto.FLOAT, ["batch", shape.n_classes])
-    body = helper.make_graph(g.nodes, "light_curve_classifier", inputs, [output], g.constants)
+    body = helper.make_graph(g.nodes, "light_curve_classifier", declared, [output], g.constants)
     opsets = [helper.make_opsetid("", OPSET)]
     model = helper.make_model(body, opset_imports=opsets, ir_version=IR_VERSION, producer_name="t2-broker")
     # onnxruntime shows these two to the loader, which compares them with the card

@@ -9,16 +9,18 @@ import hashlib
 import json
 import tempfile
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
+from numpy.typing import NDArray
 
 from broker import lightcurve, model, split
 from broker.lightcurve import BANDS, WAVELENGTH_NM, LightCurves
-from models.training import augment, dataset, evaluate, export, network, plots
+from models.training import augment, compress, dataset, evaluate, export, network, plots
 from models.training.dataset import (
     CALIBRATION,
     CLASSES,
@@ -36,6 +38,7 @@ from models.training.network import Params, Shape
 
 MAX_POINTS, MIN_POINTS = 256, 1
 N_GOLDEN = 200
+N_TYPICAL = 1200
 GOLDEN_SETS = ("spcc", "elasticc_fink_tutorials", "ztf_fink_labelled")  # licences that allow passing light curves on
 PLOTS_FILE = "figures.svg"
 PAPER_BYTES = 60_320  # of the file that the paper shipped
@@ -72,34 +75,49 @@ class Measured:
 
 
 def release(params: Params, shape: Shape, data: TrainingSet, folder: Path) -> None:
-    """Calibrates, exports and measures; writes the three files of a model folder named name-version or name."""
+    """Calibrates, exports and measures; writes the files of a model folder named name-version or name."""
     folder.mkdir(parents=True, exist_ok=True)
-    measured = Measured({"ztf": 1.0, "lsst": 1.0})
-    write(folder, params, shape, data, measured)
+
+    def graph(temperature: Mapping[str, float], inputs: Iterable[NDArray[np.float32]] | None) -> onnx.ModelProto:
+        wavelengths = {b: WAVELENGTH_NM[b] for b in BANDS}
+        return export.graph(params, shape, wavelengths, temperature, int8=inputs is not None, inputs=inputs or ())
+
+    undivided = {"ztf": 1.0, "lsst": 1.0}
+    inputs = compress.inputs_of_matrices(graph(undivided, None), _typical(data))
+    write(folder, graph(undivided, inputs), data, Measured(undivided))
     measured = Measured(evaluate.temperature(model.load(folder), data, CALIBRATION))
     print(f"temperature {measured.temperature}", flush=True)
-    size = write(folder, params, shape, data, measured)
+    size = write(folder, graph(measured.temperature, inputs), data, measured)
     calibrated = model.load(folder)
     figures = list(evaluate.figures(calibrated, data))
     thresholds = list(evaluate.evidence(calibrated, data, CALIBRATION, TEST))
     with tempfile.TemporaryDirectory() as exact:
-        float32_size = write(Path(exact), params, shape, data, measured, int8=False)
-        float32 = model.load(Path(exact))
-        cost = evaluate.compression(calibrated, float32, data, (size, float32_size))
+        float32_size = write(Path(exact), graph(measured.temperature, None), data, measured)
+        cost = evaluate.compression(calibrated, model.load(Path(exact)), data, (size, float32_size))
     for line in (*figures, *thresholds, cost):
         print(line, flush=True)
-    write(folder, params, shape, data, Measured(measured.temperature, figures, thresholds, cost))
+    whole = Measured(measured.temperature, figures, thresholds, cost)
+    write(folder, graph(measured.temperature, inputs), data, whole)
     write_golden(model.load(folder), data, folder / "golden.npz")
     (folder / PLOTS_FILE).write_text(plots.svg(model.load(folder), data, figures))
 
 
-def write(
-    folder: Path, params: Params, shape: Shape, data: TrainingSet, measured: Measured, *, int8: bool = True
-) -> int:
+def _typical(data: TrainingSet) -> LightCurves:
+    """Training packets of every set and length, N_TYPICAL at most: what int8 rounding is fitted to."""
+    rng = np.random.default_rng(0)
+    parts = [evaluate.packets(data, TRAIN, k) for k in evaluate.CUTS]
+    chosen = []
+    for part in parts:
+        weight = 1 / np.bincount(part.origin)[part.origin]
+        n = min(N_TYPICAL // len(parts), len(weight))
+        chosen.append(part.curves.take(np.sort(rng.choice(len(weight), n, replace=False, p=weight / weight.sum()))))
+    return LightCurves.concatenate(chosen)
+
+
+def write(folder: Path, graph: onnx.ModelProto, data: TrainingSet, measured: Measured) -> int:
     """Writes graph and card; returns the bytes of the graph."""
     path = folder / model.MODEL_FILE
-    wavelengths = {b: WAVELENGTH_NM[b] for b in BANDS}
-    size = export.write(export.graph(params, shape, wavelengths, measured.temperature, int8=int8), path)
+    size = export.write(graph, path)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     (folder / model.CARD_FILE).write_text("\n".join(card_lines(folder.name, digest, data, measured)) + "\n")
     return size

@@ -44,7 +44,8 @@ PLOTS_FILE = "figures.svg"
 PAPER_BYTES = 60_320  # of the file that the paper shipped
 WEAKNESSES = (
     "The training sets are mostly supernovae; the stream is mostly variable stars, AGN, asteroids and artefacts. "
-    "Asteroids, artefacts, kilonovae and flares of M dwarfs have no class of their own and get one of these seven.",
+    "Asteroids, kilonovae and flares of M dwarfs have no class of their own: the model was taught to be undecided "
+    "about them. Artefacts it has never seen.",
     "SLSN and TDE are few in every set: their scores have wide intervals, see n_objects.",
     "One detection tells little: compare the figures at 1 detection with chance; real SNIa of ZTF are mostly missed "
     "there.",
@@ -194,7 +195,10 @@ def readme_table(folder: Path) -> Iterator[str]:
     size = (folder / model.MODEL_FILE).stat().st_size
     yield f"## {card['name']}, version {card['version']}"
     yield ""
+    yield f"![Scores, reliability, confusion of {card['name']}]({folder.name}/{PLOTS_FILE})"
+    yield ""
     yield f"{size:,} bytes, {len(card['classes'])} classes: {', '.join(c['name'] for c in card['classes'])}."
+    yield from _cost_of_int8(card["compression"][0])
     yield ""
     yield "| held-out set | objects | 1 detection | 3 | 10 | all | chance (all) |"
     yield "|---|---|---|---|---|---|---|"
@@ -204,12 +208,27 @@ def readme_table(folder: Path) -> Iterator[str]:
         last = cells["all"]
         yield f"| {name} | {last['n_objects']} | {' | '.join(shown)} | {last['chance']:.2f} |"
     yield ""
-    yield "| survey | detections | least probability | right of the answered | answered | test packets |"
-    yield "|---|---|---|---|---|---|"
+    yield "| held-out set, all detections | macro-F1 within its classes | accuracy within | calibration error |"
+    yield "|---|---|---|---|"
+    for f in card["figures"]:
+        if f["n_detections"] == "all" and "within" in f:
+            yield f"| {f['set']} | {f['within']:.2f} | {f['accuracy_within']:.2f} | {f['ece']:.3f} |"
+    yield ""
+    yield "| survey | detections | least probability | right answers | answered | test packets | false transients |"
+    yield "|---|---|---|---|---|---|---|"
     for e in card["not_enough_evidence"]:
         right = f"{e['test_accuracy']:.2f}" if "test_accuracy" in e else "-"
-        worth = f"{right} | {e.get('test_answered', 0):.2f} | {e['n_test']}"
+        false = f"{e['test_false_transients']:.3f} of {e['n_test_steady']}" if e["n_test_steady"] else "-"
+        worth = f"{right} | {e.get('test_answered', 0):.2f} | {e['n_test']} | {false}"
         yield f"| {e['survey']} | from {e['min_detections']} | {e['probability']:.3f} | {worth} |"
+
+
+def _cost_of_int8(c: Mapping[str, Any]) -> Iterator[str]:
+    sizes = f"{c['int8_bytes']:,} bytes against {c['float32_bytes']:,} (the paper's file has {c['paper_bytes']:,})"
+    same = f"the same class in {c['agreement']:.1%} of {c['n_packets']:,} held-out packets"
+    f1 = f"macro-F1 over all of them {c['int8_macro_f1']:.4f} against {c['float32_macro_f1']:.4f}"
+    yield f"int8 against float32 weights: {sizes}; {same};"
+    yield f"{f1}; largest change of a probability {c['largest_change']:.2f}."
 
 
 def _cell(figure: Mapping[str, Any] | None) -> str:
@@ -223,12 +242,19 @@ def _cell(figure: Mapping[str, Any] | None) -> str:
 README = """# Released models
 
 One folder per model: `model.onnx` (all preprocessing inside), `card.toml` (what it needs and promises), `golden.npz`
-(light curves of permissively licensed simulations with the probabilities they must give). This page is generated
-from the cards by `python -m models.training.release models`.
+(light curves of permissively licensed sets with the probabilities they must give), `figures.svg`. This page is
+generated from the cards by `python -m models.training.release models`; how they are made and what was tried is in
+[training/](training/README.md).
 
 Score: macro-F1 with all classes of the model as possible answers, [95 % interval over objects]; recall for sets of
 one class. The newest point of each packet is its n-th detection; histories reach back 30 days (ztf sets) or 12
 months. Chance: the same answers given to the wrong objects; for recall, how often the other sets get that class.
+Within: only the set's own classes count as possible answers. False transients: share of the packets of real variable
+stars, AGN and asteroids (ztf_fink_labelled) that would be answered as a supernova or TDE.
+
+Probabilities assume the training prior of each class, which is in the card. For a stream with prior q, multiply each
+probability by q / prior and divide by the sum over the classes:
+[a worked example](../docs/python.md#another-mix-of-classes).
 """
 
 

@@ -2,6 +2,7 @@
 
 import sys
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -104,7 +105,7 @@ def test_outliers_are_taught_to_be_undecided() -> None:
 
 
 def test_chain_from_tables_to_a_released_model(data: dataset.TrainingSet, tmp_path: Path) -> None:
-    params = train.train(data, pretrain_steps=4, steps=30, size=16)
+    params = train.train(data, train.Plan(pretrain_steps=4, steps=30, taught_steps=4, size=16, first=None))
     network.save(params, tmp_path / "weights.npz")
     shape = network.Shape(len(CLASSES))
     release.release(network.restore(tmp_path / "weights.npz", shape), shape, data, tmp_path / "tiny-1")
@@ -173,7 +174,7 @@ def test_fitted_rounding_misses_less_where_inputs_go_together() -> None:
 
 def test_the_first_model_without_cuts_is_the_first_model(data: dataset.TrainingSet) -> None:
     """Exact but for what is cut: with all channels and hidden units, and the one that carries a bias, t2b-0 itself."""
-    shape = network.Shape(len(CLASSES), feed_forward=97, n_shifted=48)
+    shape = replace(network.Shape(len(CLASSES)), **prune.UNCUT)
     sampler = augment.Sampler(data, augment.class_weights(data), 0)
     whole = prune.start(train.FIRST, shape, augment.batches(sampler, 16)[0][0])
     curves = evaluate.packets(data, dataset.TEST, 0).curves

@@ -21,6 +21,8 @@ TARGET_ACCURACY = 0.9  # of the answered ones, on the calibration split
 FALSE_TRANSIENTS = 0.02  # share of real variables, AGN and asteroids that may be called a transient
 NIGHT = "ztf_fink_labelled"  # the set that holds what a night is made of
 TRANSIENTS = [i for i, name in enumerate(CLASSES) if classes.BY_NAME[name].level == classes.TRANSIENT]
+# Sets that weigh as much as one: alone, the 49 SNIbc of elasticc2_desc would move the thresholds of all others
+FAMILY = np.unique(["elasticc" if s.name.startswith("elasticc") else s.name for s in SETS], return_inverse=True)[1]
 ONE_BAND_STARS = "varstars"  # its bands are made up: it says nothing of ZTF's temperature
 Floats = NDArray[np.float64]
 
@@ -114,7 +116,8 @@ def _figure(
 
 
 def temperature(model: Model, data: TrainingSet, side: int) -> dict[str, float]:
-    """Divisor of the logits per survey with the least log-loss on a split: all cuts, every set with the same weight.
+    """Divisor of the logits per survey with the least log-loss on a split: all cuts, every family of sets with the
+    same weight.
 
     The survey is told from the bands, as the graph tells it. Works on log probabilities, which are the logits up to a
     constant per curve.
@@ -127,8 +130,14 @@ def temperature(model: Model, data: TrainingSet, side: int) -> dict[str, float]:
     found = {}
     for survey, of_survey in (("ztf", ~is_lsst), ("lsst", is_lsst)):
         rows = np.flatnonzero(of_survey & measured)
-        found[survey] = _divisor(logits[rows], label[rows], 1 / np.bincount(origin[rows])[origin[rows]])
+        found[survey] = _divisor(logits[rows], label[rows], family_weights(origin[rows]))
     return found
+
+
+def family_weights(origin: NDArray[np.int8]) -> Floats:
+    """Weight of each object (n,), so that every family of sets has the same; origin: its set."""
+    family = FAMILY[origin]
+    return np.asarray(1 / np.bincount(family)[family])
 
 
 def has_other_bands(curves: LightCurves) -> NDArray[np.bool_]:
@@ -170,8 +179,8 @@ def evidence(model: Model, data: TrainingSet, calibration: int, test: int) -> It
 
     For ZTF also at most FALSE_TRANSIENTS of the calibration split's variables, AGN and asteroids become transients.
     ZTF's come from real objects only, cut to 30 days; LSST's from simulations and real objects cut to 12 months.
-    Every set has the same weight; an answer for an outlier is never right. Where no threshold reaches 90 %, the one
-    that answers a twentieth stands.
+    Every family of sets has the same weight; an answer for an outlier is never right. Where no threshold reaches
+    90 %, the one that answers a twentieth stands.
     """
     for survey, window in (("ztf", ZTF_WINDOW_D), ("lsst", LSST_WINDOW_D)):
         sides = [_answers(model, data, side, survey, window) for side in (calibration, test)]
@@ -194,7 +203,7 @@ class _Answers:
 
     @property
     def weight(self) -> Floats:
-        return np.asarray(1 / np.bincount(self.origin)[self.origin])
+        return family_weights(self.origin)
 
     def within(self, low: float, high: float) -> "_Answers":
         rows = (self.n_detections >= low) & (self.n_detections < high)

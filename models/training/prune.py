@@ -21,7 +21,7 @@ from models.training.network import Batch, Params, Shape
 
 Array = NDArray[np.float32]
 OLD_HEADS, OLD_BLOCKS = 4, 2
-EPSILON = 1e-5
+UNCUT = {"feed_forward": 97, "n_shifted": 48}  # 96 hidden units, and the one that carries a bias
 
 
 def start(path: Path, shape: Shape, batch: Batch) -> Params:

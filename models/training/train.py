@@ -3,15 +3,16 @@
     python -m models.training.train --data ../shared/datasets --weights build/t2b-1.npz
 
 Top to bottom: read, cut the first model down (or, from nothing, pre-train: guess hidden fluxes), fine-tune (classes),
-save. `release.py` calibrates the weights,
+distil, save. `release.py` calibrates the weights,
 measures them and writes the model's folder.
 """
 
 import argparse
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import jax
@@ -27,9 +28,11 @@ SEED = 0
 FIRST = Path(__file__).parent / "t2b-0.onnx"  # the first model, of the same recipe: its 28,000 steps are not lost
 BATCH = 128  # large enough that a step of 32 points keeps two cores busy
 PRETRAIN_STEPS = 8000  # masked fluxes were worth +.03 macro-F1 on spcc in earlier, shorter runs
-STEPS = 20_000  # the loss still falls slowly at the end; more steps are the cheapest gain left
+STEPS = 14_571  # 13 minutes; the calibration side's loss gained nothing from the second half of them
+TAUGHT_STEPS = 10_800  # with teachers it falls again
+TAUGHT = 0.6  # weight of the teachers against the label
 LEARNING_RATE = 1.5e-3
-DECAY = 0.3  # with a constant rate before it, a run can be made longer without starting anew
+DECAY, TAUGHT_DECAY = 0.3, 0.5  # after a constant rate, so that a run can be made longer without starting anew
 WARM_UP = 200
 WEIGHT_DECAY = 0.02
 CLIP_NORM = 1.0
@@ -43,11 +46,17 @@ Loss = Callable[..., jax.Array]
 Drawn = tuple[Batch, NDArray[np.generic]]  # a batch and its targets
 
 
-def class_loss(params: Params, batch: Batch, label: jax.Array) -> jax.Array:
-    """Cross-entropy with label smoothing; outliers have the flat target, so that they end in "not enough evidence"."""
+def class_loss(params: Params, batch: Batch, label: jax.Array, teachers: Sequence[Params] = ()) -> jax.Array:
+    """Cross-entropy with label smoothing, the labels mixed with what teachers say of the same packet.
+
+    Outliers have the flat target, so that they end in "not enough evidence".
+    """
     log_p = jax.nn.log_softmax(network.logits(params, batch))
     n_classes = log_p.shape[1]
     target = jax.nn.one_hot(label, n_classes) * (1 - SMOOTHING) + SMOOTHING / n_classes
+    if teachers:
+        said = [jax.nn.softmax(network.logits(t, batch)) for t in teachers]
+        target = (1 - TAUGHT) * target + TAUGHT * sum(said) / len(said)
     target = jnp.where((label == dataset.OUTLIER)[:, None], 1 / n_classes, target)
     return jnp.asarray(-(log_p * target).sum(1).mean())
 
@@ -77,13 +86,15 @@ def hidden_points(batch: Batch, rng: np.random.Generator) -> NDArray[np.float32]
     return hide.astype(np.float32)
 
 
-def learning_rate(step: int, steps: int) -> float:
-    """Rises over WARM_UP steps, stays, and falls to nothing over the last DECAY of all steps."""
-    left = (steps - step) / (DECAY * steps)
+def learning_rate(step: int, steps: int, decay: float) -> float:
+    """Rises over WARM_UP steps, stays, and falls to nothing over the last `decay` of all steps."""
+    left = (steps - step) / (decay * steps)
     return LEARNING_RATE * min(1.0, step / min(WARM_UP, max(steps // 2, 1)), max(left, 0.0))
 
 
-def optimise(loss: Loss, params: Params, next_batch: Callable[[], Drawn], steps: int, name: str) -> Params:
+def optimise(
+    loss: Loss, params: Params, next_batch: Callable[[], Drawn], steps: int, name: str, decay: float = DECAY
+) -> Params:
     """AdamW; returns the averaged weights. Logs the mean loss every REPORT_EVERY steps."""
     only_matrices = jax.tree.map(lambda x: x.ndim > 1, params)
     optimiser = optax.chain(
@@ -105,7 +116,7 @@ def optimise(loss: Loss, params: Params, next_batch: Callable[[], Drawn], steps:
     losses, started = [], time.monotonic()
     for i in range(1, steps + 1):
         batch, target = next_batch()
-        params, state, mean, value = step(params, state, mean, batch, target, learning_rate(i, steps))
+        params, state, mean, value = step(params, state, mean, batch, target, learning_rate(i, steps, decay))
         losses.append(value)
         if i % REPORT_EVERY == 0 or i == steps:
             seconds = time.monotonic() - started
@@ -143,29 +154,51 @@ def pretrain(data: dataset.TrainingSet, params: Params, steps: int, size: int = 
     return encoder | {"head": params["head"]}
 
 
-def finetune(data: dataset.TrainingSet, params: Params, steps: int, size: int = BATCH) -> Params:
-    """Weights after learning the classes."""
-    sampler = augment.Sampler(data, augment.class_weights(data), SEED + 2)
+def finetune(
+    data: dataset.TrainingSet, params: Params, steps: int, size: int = BATCH, teachers: Sequence[Params] = ()
+) -> Params:
+    """Weights after learning the classes, from the labels or from them and teachers."""
+    sampler = augment.Sampler(data, augment.class_weights(data), SEED + (3 if teachers else 2))
 
     def draw() -> list[Drawn]:
         return [(batch, label.astype(np.int32)) for batch, label in augment.batches(sampler, size)]
 
+    def loss(params: Params, batch: Batch, label: jax.Array) -> jax.Array:
+        return class_loss(params, batch, label, teachers)
+
+    name, decay = ("distilling", TAUGHT_DECAY) if teachers else ("fine-tuning", DECAY)
     with ThreadPoolExecutor(1) as executor:
-        return optimise(class_loss, params, Ahead(draw, executor), steps, "fine-tuning")
+        return optimise(loss, params, Ahead(draw, executor), steps, name, decay)
 
 
-def train(
-    data: dataset.TrainingSet, pretrain_steps: int, steps: int, size: int = BATCH, first: Path | None = None
-) -> Params:
-    """The whole training: from t2b-0's file cut down (`first`), or from nothing with pre-training."""
-    shape = Shape(len(dataset.CLASSES))
-    if first:
-        sampler = augment.Sampler(data, augment.class_weights(data), SEED + 1)
-        params = prune.start(first, shape, augment.batches(sampler, size)[0][0])
+@dataclass(frozen=True)
+class Plan:
+    """Numbers of steps, and the file of the first model; without it training starts with pre-training."""
+
+    pretrain_steps: int = PRETRAIN_STEPS
+    steps: int = STEPS
+    taught_steps: int = TAUGHT_STEPS
+    size: int = BATCH
+    first: Path | None = FIRST
+
+
+def train(data: dataset.TrainingSet, plan: Plan) -> Params:
+    """The whole training: the first model cut down, fine-tuning, then distilling the result and the whole first model.
+
+    Without a first model: pre-training, fine-tuning, then distilling the result from itself.
+    """
+    shape, size = Shape(len(dataset.CLASSES)), plan.size
+    print(f"{len(data)} light curves", flush=True)
+    if plan.first is None:
+        params = pretrain(data, network.initial(SEED, shape), plan.pretrain_steps, size)
+        whole = []
     else:
-        params = network.initial(SEED, shape)
-    print(f"{len(data)} light curves, {network.n_parameters(params)} parameters", flush=True)
-    return finetune(data, params if first else pretrain(data, params, pretrain_steps, size), steps, size)
+        sampler = augment.Sampler(data, augment.class_weights(data), SEED + 1)
+        batch = augment.batches(sampler, size)[0][0]
+        params = prune.start(plan.first, shape, batch)
+        whole = [prune.start(plan.first, replace(shape, **prune.UNCUT), batch)]
+    params = finetune(data, params, plan.steps, size)
+    return finetune(data, params, plan.taught_steps, size, [params, *whole])
 
 
 def main() -> None:
@@ -174,14 +207,13 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder of the labelled sets")
     parser.add_argument("--weights", type=Path, required=True, help="file to write, .npz")
     parser.add_argument("--from-nothing", action="store_true", help="pre-train instead of cutting t2b-0 down")
-    parser.add_argument("--steps", type=int, default=STEPS)
     arguments = parser.parse_args()
     started = time.monotonic()
-    data = dataset.load(arguments.data)
-    first = None if arguments.from_nothing else FIRST
-    how = f"{PRETRAIN_STEPS} steps of pre-training" if first is None else f"from {first.name}"
-    print(f"revision {revision()}, jax {jax.__version__}, seed {SEED}, {how}, {arguments.steps} steps of {BATCH}")
-    params = train(data, PRETRAIN_STEPS, arguments.steps, first=first)
+    plan = Plan(first=None if arguments.from_nothing else FIRST)
+    steps = f"{plan.steps} and {plan.taught_steps} steps of {plan.size}"
+    how = f"from {plan.first.name}" if plan.first else f"{plan.pretrain_steps} steps of pre-training"
+    print(f"revision {revision()}, jax {jax.__version__}, seed {SEED}, {how}, {steps}", flush=True)
+    params = train(dataset.load(arguments.data), plan)
     network.save(params, arguments.weights)
     print(f"trained in {(time.monotonic() - started) / 60:.0f} minutes", flush=True)
 

@@ -121,6 +121,19 @@ def test_chain_from_tables_to_a_released_model(data: dataset.TrainingSet, tmp_pa
     assert "| spcc |" in table
 
 
+def test_training_starts_from_the_first_model(data: dataset.TrainingSet) -> None:
+    """The released recipe, a few steps of it: close to where it started, in the shape of the network."""
+    plan = train.Plan(steps=2, taught_steps=2, size=8)
+    trained, fresh = train.train(data, plan), network.initial(0, network.Shape(len(CLASSES)))
+    assert [x.shape for x in jax.tree.leaves(trained)] == [x.shape for x in jax.tree.leaves(fresh)]
+    first = prune.start(train.FIRST, network.Shape(len(CLASSES)), _some(data))
+    assert np.abs(trained["conv"]["w"] - first["conv"]["w"]).max() < 0.1
+
+
+def _some(data: dataset.TrainingSet) -> network.Batch:
+    return augment.batches(augment.Sampler(data, augment.class_weights(data), train.SEED + 1), 8)[0][0]
+
+
 def test_weights_of_another_shape_are_refused(tmp_path: Path) -> None:
     network.save(network.initial(0, network.Shape(3)), tmp_path / "weights.npz")
     with pytest.raises(ValueError, match="another shape"):

@@ -6,10 +6,10 @@ PYTEST := $(BIN)/python -P -m pytest
 
 SOURCES := $(shell find broker schemas models -type f -not -path '*/__pycache__/*' -not -path 'models/training/*' 2>/dev/null)
 
-.PHONY: help java venv wheel demo test test-shared lint docker-lint bench faults lock clean
+.PHONY: help java venv wheel demo test test-shared lint docker-lint bench faults train lock clean
 
 help:
-	@echo "make demo | test | test-shared ALERTS=DIR DATA=DIR | lint | docker-lint | bench | faults | lock | venv | clean"
+	@echo "make demo | test | test-shared ALERTS=DIR DATA=DIR | lint | docker-lint | bench | faults | train DATA=DIR | lock | venv | clean"
 
 java:
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or later is needed; this is " + sys.version.split()[0] + ": make PYTHON=python3.11")'
@@ -62,6 +62,17 @@ bench: venv
 
 faults: venv
 	$(BIN)/python -P benchmarks/faults.py
+
+# The released model, from the labelled sets to its folder: about an hour on two cores
+MODEL ?= t2b-1
+train: SHELL := /bin/bash
+train: .SHELLFLAGS := -o pipefail -c
+train: venv
+	@test -d "$(DATA)" || { echo 'make train: DATA="$(DATA)" is no folder; give DATA=DIR with the labelled sets' >&2; exit 2; }
+	mkdir -p build
+	{ $(BIN)/python -P -m models.training.train --data "$(DATA)" --weights build/$(MODEL).npz && \
+	  $(BIN)/python -P -m models.training.release models/$(MODEL) --data "$(DATA)" --weights build/$(MODEL).npz; \
+	} | tee models/training/logs/$(MODEL).log
 
 # For all platforms and Python versions, without an index address: one lock for developers, one for the image
 lock: LOCK := build/lock/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \

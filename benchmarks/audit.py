@@ -55,7 +55,7 @@ def fill(servers: str, n: int) -> None:
     for i in range(n):
         offset, partition = divmod(i, PARTITIONS)
         topic = "dead_letters" if i % 100 == 99 else "classifications"
-        marks = [("alert", f"ztf:night:{partition}:{offset}".encode()), ("model", b"t2b-0@1")]
+        marks = [("alert", f"ztf:night:{partition}:{offset}".encode()), ("model", b"t2b-1@1")]
         put("night", b"", [], partition)
         put(OUTPUT[topic], value, marks, i % PARTITIONS)
         producer.poll(0)
@@ -64,7 +64,7 @@ def fill(servers: str, n: int) -> None:
         for first in range(0, end, ROW):
             run = (first, min(first + ROW, end) - 1)
             counts = {"classified/ok": run[1] - run[0] + 1}
-            row = LedgerRow("ztf", first // ROW, partition, "night", partition, (run,), counts, "t2b-0@1", "q")
+            row = LedgerRow("ztf", first // ROW, partition, "night", partition, (run,), counts, "t2b-1@1", "q")
             put(OUTPUT["ledger"], row.to_json(), [], 0)
     if producer.flush(120):
         raise RuntimeError("not all records were delivered")

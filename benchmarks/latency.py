@@ -199,7 +199,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=120, help="measured")
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--cores", type=int, default=2, help="Spark's task slots")
-    parser.add_argument("--model", default="t2b-0", help="released model, or a folder")
+    parser.add_argument("--model", default="t2b-1", help="released model, or a folder")
     parser.add_argument("--json", type=Path, help="write the results here")
     parser.add_argument("--child", choices=SYSTEMS, help=argparse.SUPPRESS)
     parser.add_argument("--job", type=json.loads, help=argparse.SUPPRESS)

@@ -178,7 +178,7 @@ def main() -> None:
     parser.add_argument("--copies", type=int, default=8, help="alerts of each size")
     parser.add_argument("--deep", type=int, default=1000, help="deep alerts")
     parser.add_argument("--cores", type=int, default=2, help="Spark's task slots")
-    parser.add_argument("--model", default="t2b-0", help="released model, or a folder")
+    parser.add_argument("--model", default="t2b-1", help="released model, or a folder")
     parser.add_argument("--json", type=Path, help="write the results here")
     parser.add_argument("--job", type=json.loads, help=argparse.SUPPRESS)
     given = parser.parse_args()

@@ -345,7 +345,7 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--batch", type=int, default=BATCH, help="max_alerts_per_batch (the default of the config)")
     found.add_argument("--rounds", type=int, default=1, help="how often the systems take turns")
     found.add_argument("--cores", type=int, default=2, help="Spark's task slots")
-    found.add_argument("--model", default="t2b-0", help="released model, or a folder")
+    found.add_argument("--model", default="t2b-1", help="released model, or a folder")
     found.add_argument("--json", type=Path, help="write the results here")
     found.add_argument("--child", choices=SYSTEMS, help=argparse.SUPPRESS)
     found.add_argument("--job", type=json.loads, help=argparse.SUPPRESS)

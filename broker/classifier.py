@@ -96,7 +96,7 @@ class Classifications:
 class Classifier:
     """A released model by name, or the model in a folder. Raises ModelError for neither."""
 
-    def __init__(self, model: str | Path = "t2b-0") -> None:
+    def __init__(self, model: str | Path = "t2b-1") -> None:
         self._model = models.load(models.find(str(model)))
 
     @property

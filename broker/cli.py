@@ -82,7 +82,7 @@ def classify(
         str, typer.Option("-o", "--output", help="FILE.parquet, .avro or .jsonl; '-' prints a table.")
     ] = "-",
     summary: Annotated[Path | None, typer.Option(help="Write the counts as JSON to this file.")] = None,
-    model: Annotated[str, typer.Option(help="A released model, or a model folder.")] = "t2b-0",
+    model: Annotated[str, typer.Option(help="A released model, or a model folder.")] = "t2b-1",
     master: Annotated[str, typer.Option(help="Spark master.")] = "local[*]",
 ) -> None:
     """Classify alerts in files, without Kafka. The survey is found from the content.
@@ -129,7 +129,7 @@ def evaluate(
     named = dict(item.partition("=")[::2] for item in band or ())
     options = Options(label_column, survey, zero_point, bands, named, subtract_median)
     wanted = tuple(part.strip() for part in detections.split(","))
-    figures = measure(dataset, model or ["t2b-0"], options, wanted, prior, held_out=held_out)
+    figures = measure(dataset, model or ["t2b-1"], options, wanted, prior, held_out=held_out)
     if json_file is not None:
         save(figures, json_file)
     show(figures, out)
@@ -335,10 +335,10 @@ def models_list() -> None:
 
 
 @models_app.command("show")
-def models_show(name: Annotated[str, typer.Argument(help="A released model, or a model folder.")] = "t2b-0") -> None:
+def models_show(name: Annotated[str, typer.Argument(help="A released model, or a model folder.")] = "t2b-1") -> None:
     """The card of a model: classes, training data, held-out figures, weaknesses.
 
-    Example: broker models show t2b-0
+    Example: broker models show t2b-1
     """
     from broker import model as models
 

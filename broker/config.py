@@ -112,7 +112,7 @@ class Kafka(_Table):
 class Model(_Table):
     """[model]: a released model's name, or a folder (a text with a slash; relative to the config file)."""
 
-    name: Annotated[str, Field(min_length=1)] = "t2b-0"
+    name: Annotated[str, Field(min_length=1)] = "t2b-1"
 
     @field_validator("name")
     @classmethod

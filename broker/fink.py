@@ -35,7 +35,7 @@ from broker.lightcurve import (
 )
 from broker.model import Model, find, load
 
-MODEL = "t2b-0"
+MODEL = "t2b-1"
 RESULT = StructType(
     [StructField("class", StringType()), StructField("score", FloatType()), StructField("model_version", StringType())]
 )

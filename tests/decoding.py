@@ -56,7 +56,7 @@ def by_second_reader(
 
 def assigned(survey: str, max_dead_letter_bytes: int = 1_048_576) -> Assignment:
     """What a task must know, with the released model and the default policy."""
-    folder, topics = models.find("t2b-0"), ("classifications", "dead-letters", "ledger")
+    folder, topics = models.find("t2b-1"), ("classifications", "dead-letters", "ledger")
     return assignment("night", survey, folder, Policy(), 31.4, (1,), topics, MAX_ALERT_BYTES, max_dead_letter_bytes)
 
 

@@ -202,7 +202,7 @@ def read_outcome(servers: str, output: Mapping[str, object]) -> Outcome:
     for kind in ("classifications", "dead_letters"):
         for message in read_all(options, str(output[kind])):
             names = headers(message)
-            assert names["model"].startswith(b"t2b-0@")
+            assert names["model"].startswith(b"t2b-1@")
             source, topic, partition, offset = names["alert"].decode().split(":")
             assert source
             getattr(found, kind).setdefault(Place(topic, int(partition), int(offset)), []).append(message)

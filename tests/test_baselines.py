@@ -189,14 +189,14 @@ def test_chains_from_tables_to_the_comparison(data: TrainingSet, tmp_path: Path)
         for k in evaluate.CUTS:
             assert (answers[name].keys[k] == found.keys[k]).all()
             assert found.probability[k].sum(1) == pytest.approx(1, abs=1e-5)
-    released = {"t2b-0": model.load(model.find("t2b-0"))}
+    released = {"t2b-1": model.load(model.find("t2b-1"))}
     held = list(compare.held_out(data, released, answers))
     assert {(h.source, h.cut) for h in held} == {(name, k) for name in KINDS for k in evaluate.CUTS}
-    lines = list(compare.table(held, "t2b-0", list(answers)))
+    lines = list(compare.table(held, "t2b-1", list(answers)))
     assert sum("(recall)" in line for line in lines) == len(evaluate.CUTS)
     assert {line.count("|") for line in lines} == {9}
-    assert "LightGBM" in compare.verdict(held, "t2b-0", "LightGBM")
-    assert len(list(compare.losses(held, ["t2b-0", "LightGBM"]))) == 3
+    assert "LightGBM" in compare.verdict(held, "t2b-1", "LightGBM")
+    assert len(list(compare.losses(held, ["t2b-1", "LightGBM"]))) == 3
     assert {line.count("|") for line in compare.within(held, list(answers))} == {10}
 
 

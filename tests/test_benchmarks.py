@@ -154,7 +154,7 @@ def test_warm_up_is_dropped() -> None:
 def test_a_small_run_of_the_lean_loop_answers_every_alert(kafka: EmbeddedKafka, tmp_path: Path) -> None:
     kafka.create_topics({"bench-in": 2, "bench-out": 2})
     throughput.feed(kafka.bootstrap_servers, "bench-in", "elasticc", 300)
-    folder = str(model.find("t2b-0").resolve())
+    folder = str(model.find("t2b-1").resolve())
     todo = baselines.Job(kafka.bootstrap_servers, "elasticc", "bench-in", "bench-out", 300, 100, str(tmp_path), folder)
     seen: list[int] = []
     baselines.lean(todo, seen.append)

@@ -94,7 +94,7 @@ def test_released_cards_agree_with_the_table() -> None:
     ],
 )
 def test_cards_that_contradict_the_table_are_refused(tmp_path: Path, old: str, new: str, message: str) -> None:
-    text = (model.find("t2b-0") / model.CARD_FILE).read_text()
+    text = (model.find("t2b-1") / model.CARD_FILE).read_text()
     assert old in text
     (tmp_path / "card.toml").write_text(text.replace(old, new))
     with pytest.raises(ModelError, match=message):

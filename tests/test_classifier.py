@@ -21,7 +21,7 @@ from broker.lightcurve import BANDS, LightCurves, flux_of_magnitude, merge, thin
 from broker.outlets import native
 
 CLASSIFIER = Classifier()
-MODEL = model.load(model.find("t2b-0"))
+MODEL = model.load(model.find("t2b-1"))
 
 
 def values(survey: str) -> list[bytes | None]:
@@ -174,7 +174,7 @@ def test_results_as_tables() -> None:
     names = ["object_id", "class_name", "probability", "evident", "n_points_used", "model", *DUE.classes]
     table, frame = DUE.to_arrow(), DUE.to_pandas()
     assert table.column_names == list(frame.columns) == names
-    assert DUE.model == "t2b-0@1"
+    assert DUE.model == "t2b-1@1"
     assert len(DUE) == len(table) == len(frame) == len(ZTF)
     assert frame["class_name"].tolist() == DUE.class_name
     assert np.array_equal(frame[list(DUE.classes)].to_numpy(), DUE.probabilities)
@@ -241,7 +241,7 @@ TRACE = """
 import sys
 import broker
 print(*sorted({name.partition(".")[0] for name in sys.modules}))
-found = broker.Classifier("t2b-0").classify(
+found = broker.Classifier("t2b-1").classify(
     [{"mjd": [61000.0, 61003.0], "band": ["lsst-g", "lsst-r"], "flux": [900.0, 1500.0], "flux_err": [50.0, 60.0]}]
 )
 print(found.to_arrow()["class_name"][0])

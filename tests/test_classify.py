@@ -60,7 +60,7 @@ def answers(batch: pa.RecordBatch, survey: str) -> dict[str, Any]:
             headers = {h["key"]: h["value"] for h in row["headers"]}
             place = headers["alert"].decode()
             assert place not in found
-            assert headers["model"].startswith(b"t2b-0@")
+            assert headers["model"].startswith(b"t2b-1@")
             status, reason = answer.verdicts[places[place]].split("/")
             assert reason in REASONS[status]
             assert row["topic"] == ("dead-letters" if status == REJECTED else "classifications")

@@ -96,24 +96,24 @@ def _cells(line: str) -> list[str]:
 def test_config_check_loads_the_model(tmp_path: Path) -> None:
     fine = broker("config", "check", "--config", config(tmp_path))
     assert fine.returncode == 0
-    assert one_line(fine.stdout).endswith("fine; 1 source(s), model t2b-0@1")
-    missing = broker("config", "check", "--config", config(tmp_path, '[model]\nname = "t2b-00"'))
+    assert one_line(fine.stdout).endswith("fine; 1 source(s), model t2b-1@1")
+    missing = broker("config", "check", "--config", config(tmp_path, '[model]\nname = "t2b-10"'))
     assert missing.returncode == 2
-    assert "no model 't2b-00': neither a released one (t2b-0) nor a folder" in one_line(missing.stderr)
+    assert "no model 't2b-10': neither a released one (t2b-1) nor a folder" in one_line(missing.stderr)
 
 
 def test_models_list_and_show() -> None:
     listed = broker("models", "list")
     assert listed.returncode == 0
-    assert "t2b-0" in listed.stdout
+    assert "t2b-1" in listed.stdout
     assert "SNIa" in listed.stdout
-    shown = broker("models", "show", "t2b-0")
+    shown = broker("models", "show", "t2b-1")
     assert shown.returncode == 0
-    assert 'name = "t2b-0"' in shown.stdout
+    assert 'name = "t2b-1"' in shown.stdout
     assert "[[classes]]" in shown.stdout
     unknown = broker("models", "show", "none")
     assert unknown.returncode == 2
-    assert "(t2b-0)" in one_line(unknown.stderr)
+    assert "(t2b-1)" in one_line(unknown.stderr)
 
 
 def test_replay_needs_a_topic() -> None:

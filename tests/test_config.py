@@ -49,7 +49,7 @@ def test_the_least_file_gets_the_defaults(tmp_path: Path) -> None:
     assert source.checkpoint == tmp_path / "checkpoints" / "ztf"
     assert (source.start, source.max_alerts_per_batch, source.max_alert_bytes) == (None, 10_000, 16_777_216)
     assert source.programids == (1,)
-    assert config.model.name == "t2b-0"
+    assert config.model.name == "t2b-1"
     assert config.output.topics == ("t2b-classifications", "t2b-dead-letters", "t2b-ledger")
     assert config.policy == Policy()
     assert (config.policy.ztf_max_nbad, config.policy.ztf_min_drb, config.policy.ztf_min_rb) == (0, 0.5, 0.55)

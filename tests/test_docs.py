@@ -280,7 +280,7 @@ def test_floors_are_the_surveys() -> None:
 
 def test_figures_are_those_of_the_model() -> None:
     measured = (ROOT / "models" / "README.md").read_text().splitlines()
-    table = rows(ROOT / "README.md", "| model `t2b-0`")
+    table = rows(ROOT / "README.md", "| model `t2b-1`")
     assert len(table) == 6
     assert [row for row in table if f"| {' | '.join(row)} |" not in measured] == []
 

@@ -16,7 +16,7 @@ from broker.evaluate import DAYS, DETECTIONS, NIGHTS
 from broker.labelled import Options
 from broker.lightcurve import BANDS, WINDOW_D
 
-MODEL = model.load(model.find("t2b-0"))
+MODEL = model.load(model.find("t2b-1"))
 NAMES = [c.name for c in MODEL.card.classes]
 KINDS = ["SNIa", "SN II", "SNIbc", "SLSN-I", "TDE", "AGN", "EB", "KN", "unlabelled"]
 N = 45
@@ -53,7 +53,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def measure(folder: Path, options: Options | None = None, **more: Any) -> dict[str, Any]:
-    return evaluate.evaluate(folder, ["t2b-0"], options or Options(), **more)["t2b-0"]
+    return evaluate.evaluate(folder, ["t2b-1"], options or Options(), **more)["t2b-1"]
 
 
 # --- the command --------------------------------------------------------------------------------------------------
@@ -66,10 +66,10 @@ def test_command_writes_the_figures(folder: Path) -> None:
     assert "bumps is none of them by its name" in ran.stdout
     assert "5 class KN: the model has none such" in ran.stdout
     found = json.loads(target.read_text())
-    assert list(found) == ["t2b-0"]
+    assert list(found) == ["t2b-1"]
     groups = [*DETECTIONS, *(f"nights:{n}" for n in NIGHTS), *(f"days:{d}" for d in DAYS)]
-    assert [*groups, "about"] == list(found["t2b-0"])
-    last = found["t2b-0"]["all"]
+    assert [*groups, "about"] == list(found["t2b-1"])
+    last = found["t2b-1"]["all"]
     names = {"macro_f1", "accuracy", "balanced_accuracy", "weighted_log_loss", "ece", "brier"}
     assert names | {"n", "answer_rate", "answered_accuracy", "within", "classes", "reliability"} <= set(last)
     for name in ("accuracy", "brier", "answer_rate"):
@@ -80,12 +80,12 @@ def test_command_writes_the_figures(folder: Path) -> None:
     assert sum(last["reliability"]["n"]) == last["n"]
     assert "difference" not in last
     assert list(last["classes"]) == NAMES
-    about = found["t2b-0"]["about"]
+    about = found["t2b-1"]["about"]
     assert about["survey"] == "ztf"
     assert about["left_out"]["unlabelled"] == 5
     assert about["n_objects"] + sum(about["left_out"].values()) == N
     assert last["n"] == about["n_objects"]
-    assert found["t2b-0"]["10"]["n"] <= found["t2b-0"]["3"]["n"] <= found["t2b-0"]["1"]["n"] == last["n"]
+    assert found["t2b-1"]["10"]["n"] <= found["t2b-1"]["3"]["n"] <= found["t2b-1"]["1"]["n"] == last["n"]
 
 
 def test_command_says_what_is_wrong(folder: Path) -> None:
@@ -118,12 +118,12 @@ def test_figures_are_those_of_the_model_on_the_last_packets(folder: Path) -> Non
 
 
 def test_several_models_and_fewer_groups(folder: Path) -> None:
-    copy = str(model.find("t2b-0"))
-    found = evaluate.evaluate(folder, ["t2b-0", copy], Options(), ("all", "3"))
-    assert list(found) == ["t2b-0", copy]
+    copy = str(model.find("t2b-1"))
+    found = evaluate.evaluate(folder, ["t2b-1", copy], Options(), ("all", "3"))
+    assert list(found) == ["t2b-1", copy]
     assert [g for g in found[copy] if ":" not in g] == ["all", "3", "about"]
-    assert found[copy]["all"]["macro_f1"] == found["t2b-0"]["all"]["macro_f1"]
-    gap = found[copy]["all"]["difference"]["t2b-0"]
+    assert found[copy]["all"]["macro_f1"] == found["t2b-1"]["all"]["macro_f1"]
+    gap = found[copy]["all"]["difference"]["t2b-1"]
     assert gap == {
         "n": gap["n"],
         "macro_f1": 0,
@@ -286,7 +286,7 @@ def test_tables_that_cannot_be_used(tmp_path: Path, change: Any, error: type[Bro
         (Options(), {"detections": ("",)}, "--detections ''"),
         (Options(), {"prior": "SNIa=most"}, "--prior 'SNIa=most'"),
         (Options(), {"prior": "KN=0.1"}, "--prior 'KN=0.1'.*classes SNIa"),
-        (Options(), {"held_out": True}, "--held-out: t2b-0 was trained on mallorn, .*; bumps is none of them"),
+        (Options(), {"held_out": True}, "--held-out: t2b-1 was trained on mallorn, .*; bumps is none of them"),
     ],
 )
 def test_options_that_cannot_be_used(folder: Path, options: Options, more: dict[str, Any], message: str) -> None:
@@ -331,10 +331,10 @@ def test_strange_light_curves_are_scored_or_counted(tmp_path: Path) -> None:
 
 def test_a_set_without_a_usable_object_gives_null(tmp_path: Path) -> None:
     meta, points = tables(9)
-    found = evaluate.evaluate(write(tmp_path / "kn", meta.assign(class_broad="KN"), points), ["t2b-0"], Options())
-    assert found["t2b-0"]["all"]["n"] == 0
+    found = evaluate.evaluate(write(tmp_path / "kn", meta.assign(class_broad="KN"), points), ["t2b-1"], Options())
+    assert found["t2b-1"]["all"]["n"] == 0
     evaluate.save(found, tmp_path / "empty.json")
-    saved = json.loads((tmp_path / "empty.json").read_text())["t2b-0"]
+    saved = json.loads((tmp_path / "empty.json").read_text())["t2b-1"]
     assert saved["all"]["macro_f1"] is None
     assert saved["about"]["left_out"] == {"class KN: the model has none such": 9}
 
@@ -355,7 +355,7 @@ def test_held_out_objects_are_those_of_the_split(tmp_path: Path) -> None:
     n_test = int(is_test[np.isin(meta["class_broad"], KINDS[:7])].sum())
     assert 0 < held["about"]["n_objects"] <= n_test  # some of them were never detected
     (warning,) = everything["about"]["warnings"]
-    assert "spcc is a training set of t2b-0" in warning
+    assert "spcc is a training set of t2b-1" in warning
     assert f"keeps the {held['about']['n_objects']} of the test side" in warning
     assert held["about"]["warnings"] == []
 
@@ -363,7 +363,7 @@ def test_held_out_objects_are_those_of_the_split(tmp_path: Path) -> None:
 @pytest.mark.shared
 @pytest.mark.parametrize("name", ["spcc", "yse_dr1", "mallorn"])
 def test_held_out_figures_are_the_cards(shared_data: Path, name: str) -> None:
-    card = tomllib.loads((model.find("t2b-0") / model.CARD_FILE).read_text())
+    card = tomllib.loads((model.find("t2b-1") / model.CARD_FILE).read_text())
     found = measure(shared_data / name, detections=("3", "all"), held_out=True)
     for group in ("3", "all"):
         k = group if group == "all" else int(group)

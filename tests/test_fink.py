@@ -167,7 +167,7 @@ def test_an_odd_alert_has_no_answer_and_harms_no_other() -> None:
     assert len(odd) == len(ODD)
     assert odd.isna().all(axis=None)
     assert (good == answers([GOOD]).iloc[0]).all(axis=None)
-    assert good["model_version"].iloc[0] == "t2b-0@1"
+    assert good["model_version"].iloc[0] == "t2b-1@1"
     assert found["score"].dtype == np.float32
 
 
@@ -290,7 +290,7 @@ def test_in_spark_the_scores_are_the_jobs(spark: SparkSession, survey: str, tmp_
         assert [row[column]["class"] for row in rows] == [MODEL.card.classes[i].name for i in due.argmax(axis=1)]
         score = np.array([row[column]["score"] for row in rows])
         assert np.abs(score - due.max(axis=1)).max() < 1e-6
-        assert {row[column]["model_version"] for row in rows} == {"t2b-0@1"}
+        assert {row[column]["model_version"] for row in rows} == {"t2b-1@1"}
 
 
 def expected(found: pa.StructArray, survey: str, with_forced: bool) -> NDArray[np.float32]:

@@ -32,7 +32,7 @@ CLOCKS = ("brokerIngestTimestamp", "brokerPublishTimestamp")
 
 def assignment(survey: str, max_alert_bytes: int = 16_777_216) -> Assignment:
     topics = (CLASSIFICATIONS, DEAD_LETTERS, LEDGER)
-    folder: Path = models.find("t2b-0")
+    folder: Path = models.find("t2b-1")
     return job.assignment("night", survey, folder, Policy(), 31.4, (1,), topics, max_alert_bytes, 1_000_000)
 
 

@@ -87,7 +87,7 @@ def test_new_checkpoint_needs_a_start(tmp_path: Path) -> None:
 
 
 def test_model_that_is_not_the_cards_is_refused(tmp_path: Path) -> None:
-    shutil.copytree(MODELS / "t2b-0", tmp_path / "model")
+    shutil.copytree(MODELS / "t2b-1", tmp_path / "model")
     with (tmp_path / "model" / "model.onnx").open("ab") as file:
         file.write(b"x")
     rest = '[model]\nname = "./model"'

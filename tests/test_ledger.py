@@ -27,7 +27,7 @@ def row(
         "partition": 0,
         "answered": tuple(answered),
         "counts": {"classified/ok": n} if n else {},
-        "model": "t2b-0@1",
+        "model": "t2b-1@1",
         "query": "q",
         "time": time,
     }

@@ -13,7 +13,7 @@ from broker.errors import KafkaError
 from broker.ledger import LedgerRow, Span, compare
 from broker.ledger_topic import LedgerTopic
 
-ROW = LedgerRow("ztf", 3, 0, "night", 0, ((0, 9),), {"classified/ok": 10}, "t2b-0@1", "q1")
+ROW = LedgerRow("ztf", 3, 0, "night", 0, ((0, 9),), {"classified/ok": 10}, "t2b-1@1", "q1")
 
 
 def options_of(kafka: EmbeddedKafka) -> dict[str, str]:

@@ -15,7 +15,7 @@ from broker.embedded import EmbeddedKafka
 from broker.leftovers import Notes, find_written
 from broker.written import Written
 
-MODEL = "t2b-0@1"
+MODEL = "t2b-1@1"
 QUIET_S = 1.5
 NOW_MS = int(time.time() * 1000)
 
@@ -71,7 +71,7 @@ def test_the_batchs_records_are_found_and_no_others(kafka: EmbeddedKafka, tmp_pa
         write(
             kafka, "left-out", "night:in:1:14", "night:other:0:14", "day:in:0:14", "night:in:0:9", "night:in:0:20", "x"
         )
-        write(kafka, "left-out", "night:in:0:15", model="t2b-0@2")
+        write(kafka, "left-out", "night:in:0:15", model="t2b-1@2")
         write(kafka, "left-dead", "night:in:0:16")
         time.sleep(1.2)  # notes go on, for later batches
     assert sorted(int(path.name) for path in (tmp_path / bounds.FOLDER).iterdir()) == [1, 2]

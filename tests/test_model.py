@@ -15,7 +15,7 @@ from broker import model
 from broker.errors import ModelError
 from broker.lightcurve import BANDS, LightCurves
 
-FOLDER = model.find("t2b-0")
+FOLDER = model.find("t2b-1")
 GOLDEN = np.load(FOLDER / "golden.npz")
 CURVES = LightCurves(*(GOLDEN[name] for name in LightCurves.__dataclass_fields__))
 MODEL = model.load(FOLDER)
@@ -183,14 +183,14 @@ def test_threshold_of_an_unknown_survey_is_an_error() -> None:
 
 def test_find_takes_a_folder_and_names_the_released_models() -> None:
     assert model.find(str(FOLDER)) == FOLDER
-    with pytest.raises(ModelError, match=r"no model 't3': neither a released one \(.*t2b-0.*\)"):
+    with pytest.raises(ModelError, match=r"no model 't3': neither a released one \(.*t2b-1.*\)"):
         model.find("t3")
 
 
 @pytest.fixture
 def copy(tmp_path: Path) -> Path:
     """A copy of the released folder, to be damaged."""
-    return Path(shutil.copytree(FOLDER, tmp_path / "t2b-0"))
+    return Path(shutil.copytree(FOLDER, tmp_path / "t2b-1"))
 
 
 def edit(folder: Path, old: str, new: str, count: int = 1) -> None:

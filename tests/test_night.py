@@ -54,7 +54,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, ztf: list[Sample]) -> Path:
 
 @pytest.fixture(scope="module")
 def judged(folder: Path) -> Judged:
-    return alerts.judge(folder / "alerts.parquet", "ztf", model.find("t2b-0"))
+    return alerts.judge(folder / "alerts.parquet", "ztf", model.find("t2b-1"))
 
 
 def test_alerts_of_a_table_get_the_verdicts_of_the_stream(ztf: list[Sample], judged: Judged) -> None:
@@ -77,13 +77,13 @@ def test_probabilities_by_class(judged: Judged) -> None:
 
 
 def test_a_night_is_counted_and_plotted(folder: Path, tmp_path: Path) -> None:
-    found = night.read(folder, "t2b-0")
-    report = "\n".join(night.report(found, "t2b-0", tmp_path))
+    found = night.read(folder, "t2b-1")
+    report = "\n".join(night.report(found, "t2b-1", tmp_path))
     of_night = found.of_night & found.called
     assert f"{int(of_night.sum())} of the {int(found.of_night.sum())} (" in report
     for kind in (*night.NOT_TRANSIENT, "these three together"):
         assert f"| {kind} | all | " in report
-    assert (tmp_path / "night-t2b-0.png").exists() == bool(of_night.any())
+    assert (tmp_path / "night-t2b-1.png").exists() == bool(of_night.any())
     everything = np.arange(len(found.label))
     night.plot(found, everything[:7], tmp_path / "page.png")
     assert (tmp_path / "page.png").read_bytes().startswith(b"\x89PNG")
@@ -92,7 +92,7 @@ def test_a_night_is_counted_and_plotted(folder: Path, tmp_path: Path) -> None:
 
 @pytest.mark.shared
 def test_of_a_real_night_few_are_called_transients_and_none_that_is_only_fainter(shared_data: Path) -> None:
-    found = night.read(shared_data / night.SET, "t2b-0")
+    found = night.read(shared_data / night.SET, "t2b-1")
     dark = found.without_positive & found.of_night
     assert dark.sum() > 100
     assert not (found.called & dark).any()

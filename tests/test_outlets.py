@@ -198,7 +198,7 @@ def letter(value: bytes | None = b"alert", key: bytes | None = b"key", **headers
 
 def sent(one: Letter, max_bytes: int) -> tuple[bytes | None, bytes | None, dict[str, bytes | None]]:
     """Key, value and headers; header names are unique, and the whole fits."""
-    key, value, headers = dead_letter.build(one, "t2b-0@1", max_bytes)
+    key, value, headers = dead_letter.build(one, "t2b-1@1", max_bytes)
     assert len({name for name, _ in headers}) == len(headers)
     assert len(key or b"") + len(value or b"") + sum(len(n) + len(d or b"") for n, d in headers) <= max_bytes
     return key, value, dict(headers)
@@ -206,7 +206,7 @@ def sent(one: Letter, max_bytes: int) -> tuple[bytes | None, bytes | None, dict[
 
 OURS = {
     "alert": b"night:alerts:3:7",
-    "model": b"t2b-0@1",
+    "model": b"t2b-1@1",
     "reason": b"damaged",
     "detail": b"says why",
     "timestamp_us": b"1234567",

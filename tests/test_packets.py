@@ -7,7 +7,7 @@ from broker import evaluate, model
 from broker.evaluate import DAYS, NIGHTS
 from broker.lightcurve import WINDOW_D, LightCurves, Points, merge
 
-MODEL = model.load(model.find("t2b-0"))
+MODEL = model.load(model.find("t2b-1"))
 
 
 def curves_of(objects: list[list[tuple[float, bool]]]) -> LightCurves:

@@ -16,7 +16,7 @@ VERDICTS = ("classified/ok", "abstained/maybe_moving", "rejected/damaged", "reje
 
 def tally_of(*batches: list[Alert]) -> list[LedgerRow]:
     """Rows of a task that answered these batches."""
-    tally = Tally("night", "query-id", 7, 1, "t2b-0@1")
+    tally = Tally("night", "query-id", 7, 1, "t2b-1@1")
     for batch in batches:
         topics, partitions, offsets, verdicts = ([alert[i] for alert in batch] for i in range(4))
         tally.add(
@@ -36,7 +36,7 @@ def test_nothing_answered_is_no_row() -> None:
 
 def test_one_partition() -> None:
     (row,) = tally_of([("a", 0, 5, "classified/ok"), ("a", 0, 6, "rejected/empty")], [("a", 0, 9, "classified/ok")])
-    assert (row.source, row.query, row.batch, row.task, row.model) == ("night", "query-id", 7, 1, "t2b-0@1")
+    assert (row.source, row.query, row.batch, row.task, row.model) == ("night", "query-id", 7, 1, "t2b-1@1")
     assert (row.topic, row.partition) == ("a", 0)
     assert row.answered == ((5, 6), (9, 9))
     assert row.counts == {"classified/ok": 2, "rejected/empty": 1}

@@ -1,9 +1,12 @@
 """The training chain on made-up light curves, from tables on disk to a released folder; and the split."""
 
 import sys
+import tomllib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnxruntime as ort
 import pandas as pd
 import pytest
 from hypothesis import given, settings
@@ -13,10 +16,11 @@ from hypothesis import strategies as st
 sys.path.append(str(Path(__file__).parent.parent))
 
 import jax
+import jax.numpy as jnp
 
 from broker import model, split
 from broker.lightcurve import BANDS, WAVELENGTH_NM
-from models.training import augment, dataset, evaluate, export, network, release, train
+from models.training import augment, compress, dataset, evaluate, export, network, prune, release, train
 from models.training.dataset import CLASSES, SET_NAMES, SETS, Metadata
 
 N_OBJECTS = 60
@@ -26,6 +30,9 @@ KINDS = {
     "many_tde_ztf": ["TDE"],
     "sdss_rrl": ["RRL"],
     "varstars": ["EB", "RRL", "LPV", "YSO"],
+    "elasticc_fink_extra": ["SNIa", "KN"],
+    "elasticc2_desc": ["SNIbc", "KN", "MDWARF_FLARE"],
+    "ztf_fink_labelled": ["SSO", "EB", "AGN", "SNIa"],
 }
 
 
@@ -75,29 +82,75 @@ def test_load_reads_every_set_in_our_units(data: dataset.TrainingSet) -> None:
     assert (np.bincount(data.curves.rows[data.curves.detected], minlength=len(data)) > 0).all()
 
 
+def test_classes_that_the_model_does_not_answer_are_outliers(data: dataset.TrainingSet) -> None:
+    of_set = data.about.label[data.about.origin == SET_NAMES.index("elasticc2_desc")]
+    assert set(of_set) == {dataset.OUTLIER, CLASSES.index("SNIbc")}
+    assert (evaluate.packets(data, dataset.TEST, 0).label >= 0).all()
+    assert dataset.OUTLIER in evaluate.packets(data, dataset.TEST, 0, outliers=True).label
+    weight = augment.class_weights(data)
+    assert 0 < weight[data.about.label == dataset.OUTLIER].sum() < 0.5
+
+
+def test_outliers_are_taught_to_be_undecided() -> None:
+    """Flat answers cost least where the target is flat, and most of the loss elsewhere."""
+    params = network.initial(0, network.Shape(len(CLASSES)))
+    params["head"]["w"] = params["head"]["w"] * 0
+    batch = network.Batch(*(np.full((2, 4), x, np.float32) for x in (0, 1e4, 1e2, 500, 1, 1)))
+    outliers, first = jnp.full(2, dataset.OUTLIER), jnp.zeros(2, int)
+    flat = float(train.class_loss(params, batch, outliers))
+    params["head"]["b"] = params["head"]["b"].at[0].add(3.0)
+    sure = float(train.class_loss(params, batch, outliers))
+    assert abs(flat - np.log(len(CLASSES))) < 1e-5
+    assert sure > flat > float(train.class_loss(params, batch, first))
+
+
 def test_chain_from_tables_to_a_released_model(data: dataset.TrainingSet, tmp_path: Path) -> None:
-    params, shape = train.train(data, pretrain_steps=4, steps=30, size=16)
-    release.release(params, shape, data, tmp_path / "tiny-1")
+    params = train.train(data, train.Plan(pretrain_steps=4, steps=30, taught_steps=4, size=16, first=None))
+    network.save(params, tmp_path / "weights.npz")
+    shape = network.Shape(len(CLASSES))
+    release.release(network.restore(tmp_path / "weights.npz", shape), shape, data, tmp_path / "tiny-1")
     loaded = model.load(tmp_path / "tiny-1")
     assert [c.name for c in loaded.card.classes] == list(CLASSES)
     assert abs(sum(c.prior for c in loaded.card.classes) - 1) < 1e-3
     assert loaded.card.bands == BANDS
     golden = np.load(tmp_path / "tiny-1" / "golden.npz")
     assert len(golden["probabilities"]) == len(golden["offsets"]) - 1
+    card = tomllib.loads((tmp_path / "tiny-1" / model.CARD_FILE).read_text())
+    assert card["compression"][0]["int8_bytes"] == (tmp_path / "tiny-1" / model.MODEL_FILE).stat().st_size
     table = "\n".join(release.readme_table(tmp_path / "tiny-1"))
     assert "| spcc |" in table
 
 
+def test_training_starts_from_the_first_model(data: dataset.TrainingSet) -> None:
+    """The released recipe, a few steps of it: close to where it started, in the shape of the network."""
+    plan = train.Plan(steps=2, taught_steps=2, size=8)
+    trained, fresh = train.train(data, plan), network.initial(0, network.Shape(len(CLASSES)))
+    assert [x.shape for x in jax.tree.leaves(trained)] == [x.shape for x in jax.tree.leaves(fresh)]
+    first = prune.start(train.FIRST, network.Shape(len(CLASSES)), _some(data))
+    assert np.abs(trained["conv"]["w"] - first["conv"]["w"]).max() < 0.1
+
+
+def _some(data: dataset.TrainingSet) -> network.Batch:
+    return augment.batches(augment.Sampler(data, augment.class_weights(data), train.SEED + 1), 8)[0][0]
+
+
+def test_weights_of_another_shape_are_refused(tmp_path: Path) -> None:
+    network.save(network.initial(0, network.Shape(3)), tmp_path / "weights.npz")
+    with pytest.raises(ValueError, match="another shape"):
+        network.restore(tmp_path / "weights.npz", network.Shape(4))
+
+
 def test_onnx_gives_what_jax_gives(data: dataset.TrainingSet, tmp_path: Path) -> None:
-    """Random weights of trained size, every feature, rows of different length: to 1e-5, both with int8 weights."""
+    """Random weights of trained size, every feature, rows of different length, a temperature per survey: to 1e-5."""
     shape = network.Shape(len(CLASSES))
     rng = np.random.default_rng(3)
     noisy = jax.tree.map(lambda x: x + 0.1 * rng.standard_normal(x.shape).astype(np.float32), network.initial(1, shape))
-    release._write(tmp_path, noisy, shape, data, 1.7, [], [])
-    test = evaluate.packets(data, dataset.TEST, 0)
-    served = model.load(tmp_path).predict(test.curves)
+    temperature = {"ztf": 1.7, "lsst": 0.8}
+    graph = export.graph(noisy, shape, {b: WAVELENGTH_NM[b] for b in BANDS}, temperature, int8=False)
+    release.write(tmp_path, graph, data, release.Measured(temperature))
+    curves = evaluate.packets(data, dataset.TEST, 0).curves
+    served = model.load(tmp_path).predict(curves)
 
-    curves = test.curves
     column = np.arange(curves.counts.max())
     valid = column < curves.counts[:, None]
     at = np.where(valid, curves.offsets[:-1, None] + column, 0)
@@ -110,19 +163,46 @@ def test_onnx_gives_what_jax_gives(data: dataset.TrainingSet, tmp_path: Path) ->
         detected.astype(np.float32),
         valid.astype(np.float32),
     )
-    trained = np.asarray(jax.nn.softmax(network.logits(export.compressed(noisy), batch) / 1.7))
+    is_lsst = evaluate.has_other_bands(curves)
+    assert 0 < is_lsst.sum() < len(curves)
+    divisor = np.where(is_lsst, 0.8, 1.7)[:, None]
+    trained = np.asarray(jax.nn.softmax(network.logits(noisy, batch) / divisor))
     assert np.abs(trained - served).max() < 1e-5
 
 
 def test_int8_weights_lie_within_half_a_step() -> None:
     exact = np.random.default_rng(0).normal(0, [[0.1, 3.0, 0.0]], (40, 3)).astype(np.float32)
-    whole, scale = export.quantised(exact)
+    whole, scale = compress.quantised(exact)
     assert (np.abs(whole * scale - exact) <= scale * 0.501).all()
+
+
+def test_fitted_rounding_misses_less_where_inputs_go_together() -> None:
+    rng = np.random.default_rng(0)
+    exact = rng.standard_normal((40, 8)).astype(np.float32)
+    inputs = (rng.standard_normal((500, 6)) @ rng.standard_normal((6, 40))).astype(np.float32)
+    plain, fitted = (compress.quantised(exact, x) for x in (None, inputs))
+    misses = [np.abs(inputs @ (whole * scale - exact)).mean() for whole, scale in (plain, fitted)]
+    assert misses[1] < misses[0] / 2
+
+
+def test_the_first_model_without_cuts_is_the_first_model(data: dataset.TrainingSet) -> None:
+    """Exact but for what is cut: with all channels and hidden units, and the one that carries a bias, t2b-0 itself."""
+    shape = replace(network.Shape(len(CLASSES)), **prune.UNCUT)
+    sampler = augment.Sampler(data, augment.class_weights(data), 0)
+    whole = prune.start(train.FIRST, shape, augment.batches(sampler, 16)[0][0])
+    curves = evaluate.packets(data, dataset.TEST, 0).curves
+    graph = export.graph(
+        whole, shape, {b: WAVELENGTH_NM[b] for b in BANDS}, dict.fromkeys(("ztf", "lsst"), 0.9608), int8=False
+    )
+    feed = compress.padded(curves)
+    ours, first = (ort.InferenceSession(g).run(None, feed)[0] for g in (graph.SerializeToString(), train.FIRST))
+    assert np.abs(ours - first).max() < 1e-4
+    assert len(set(first.argmax(1))) > 1
 
 
 def test_graph_stays_within_what_old_runtimes_read() -> None:
     shape = network.Shape(len(CLASSES))
-    graph = export.graph(network.initial(0, shape), shape, [WAVELENGTH_NM[b] for b in BANDS])
+    graph = export.graph(network.initial(0, shape), shape, {b: WAVELENGTH_NM[b] for b in BANDS})
     assert graph.ir_version <= 10
     assert [o.version for o in graph.opset_import] == [21]
     assert graph.SerializeToString(deterministic=True) == graph.SerializeToString(deterministic=True)
@@ -141,7 +221,7 @@ def test_batches_are_packets(data: dataset.TrainingSet) -> None:
     assert (weight[data.split != dataset.TRAIN] == 0).all()
     sampler = augment.Sampler(data, weight, 0)
     for batch, label in augment.batches(sampler, 64):
-        assert (label >= 0).all()
+        assert np.isin(label, [*range(len(CLASSES)), dataset.OUTLIER]).all()
         assert batch.days.shape[1] in augment.LENGTHS
         valid, seen = batch.valid > 0, batch.detected > 0
         assert valid.any(1).all()

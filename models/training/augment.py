@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from broker.lightcurve import BANDS, WAVELENGTH_NM
-from models.training.dataset import CLASSES, LSST_WINDOW_D, SETS, TRAIN, ZTF_WINDOW_D, TrainingSet
+from models.training.dataset import CLASSES, LSST_WINDOW_D, OUTLIER, SETS, TRAIN, ZTF_WINDOW_D, TrainingSet
 from models.training.network import Batch, relative_days
 
 RAW_POINTS = 256  # newest points looked at per draw; 98 % of the packets have fewer
@@ -51,7 +51,7 @@ def class_weights(data: TrainingSet, power: float = 0.5) -> NDArray[np.float64]:
     """Probability of each training object: its set's weight, shared among classes by count to `power`."""
     weight = np.zeros(len(data))
     for i, source in enumerate(SETS):
-        for c in range(len(CLASSES)):
+        for c in (*range(len(CLASSES)), OUTLIER):
             rows = (data.about.origin == i) & (data.about.label == c) & (data.split == TRAIN)
             if rows.any():
                 weight[rows] = rows.sum() ** (power - 1)

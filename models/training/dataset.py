@@ -16,11 +16,12 @@ from broker import split as splitting
 from broker.lightcurve import BANDS, WINDOW_D, LightCurves
 from broker.split import CALIBRATION, TEST, TRAIN, Strings
 
-__all__ = ["CALIBRATION", "CLASSES", "TAXONOMY_IDS", "TEST", "TRAIN", "Metadata", "TrainingSet", "load"]
+__all__ = ["CALIBRATION", "CLASSES", "OUTLIER", "TAXONOMY_IDS", "TEST", "TRAIN", "Metadata", "TrainingSet", "load"]
 
 CLASSES = ("SNIa", "SNII", "SNIbc", "SLSN", "TDE", "AGN", "VAR")  # order of the graph's output
 TAXONOMY_IDS = {name: classes.BY_NAME[name].taxonomy_id for name in CLASSES}
 UNLABELLED, NOT_OURS = -1, -2
+OUTLIER = -3  # of a class that we know but do not answer: asteroids, kilonovae, flares. Taught as "could be anything"
 ZTF_WINDOW_D, LSST_WINDOW_D = WINDOW_D["ztf"], WINDOW_D["lsst"]
 
 
@@ -54,10 +55,12 @@ SETS = (
     LabelledSet("sdss_rrl", _NONE, 27.5, LSST_WINDOW_D, 0.04, "true_type", "sdss",
                 has_positions=False, subtract_median=True),
     LabelledSet("elasticc_fink_tutorials", "Apache-2.0", 31.4, LSST_WINDOW_D, 0.10, "class_broad", "lsst"),
-    LabelledSet("real_transients", "MIT (SLSNe), else none stated", 31.4, LSST_WINDOW_D, 0.08, "class_broad",
+    LabelledSet("elasticc_fink_extra", "Apache-2.0, MIT", 31.4, LSST_WINDOW_D, 0.005, "class_broad", "lsst"),
+    LabelledSet("elasticc2_desc", _NONE, 31.4, LSST_WINDOW_D, 0.015, "class_broad", "lsst"),
+    LabelledSet("real_transients", "MIT (SLSNe), else none stated", 31.4, LSST_WINDOW_D, 0.09, "class_broad",
                 "instrument"),
     LabelledSet("varstars", _NONE, 31.4, LSST_WINDOW_D, 0.05, "class_broad", "random"),
-    LabelledSet("ztf_fink_labelled", "Apache-2.0", 31.4, ZTF_WINDOW_D, 0.06, "class_broad", "ztf",
+    LabelledSet("ztf_fink_labelled", "Apache-2.0", 31.4, ZTF_WINDOW_D, 0.10, "class_broad", "ztf",
                 all_detections=True),
 )  # fmt: skip
 SET_NAMES = tuple(s.name for s in SETS)
@@ -65,7 +68,10 @@ SET_NAMES = tuple(s.name for s in SETS)
 
 @dataclass(frozen=True)
 class Metadata:
-    """One row per object: set (index into SETS), name, position in degrees (NaN: unknown), label (-1: none)."""
+    """One row per object: set (index into SETS), name, position in degrees (NaN: unknown), label.
+
+    label: index into CLASSES, UNLABELLED or OUTLIER.
+    """
 
     origin: NDArray[np.int8]
     name: Strings
@@ -106,7 +112,7 @@ def split(about: Metadata) -> NDArray[np.int8]:
 
 
 def load(folder: Path, sets: tuple[LabelledSet, ...] = SETS) -> TrainingSet:
-    """Every set of `folder`: objects with a class of ours or none, and at least one detection."""
+    """Every set of `folder`: objects with a detection, and a class of the table in broker/classes.py or none."""
     parts = [_read(folder / s.name, s, "") for s in sets]
     parts += [_read(folder / s.name, s, "unlabelled_") for s in sets if s.unlabelled]
     curves = LightCurves.concatenate([c for c, _ in parts])
@@ -133,10 +139,10 @@ def _read(folder: Path, source: LabelledSet, prefix: str) -> tuple[LightCurves, 
 
 
 def _labels(meta: pd.DataFrame, source: LabelledSet) -> NDArray[np.int8]:
-    """Class index; UNLABELLED; NOT_OURS where labelled with a class that is not ours."""
+    """Class index; UNLABELLED; OUTLIER: of a class that the model does not answer; NOT_OURS: the label is unclear."""
     ours, _ = labelled.labels(meta, source.label)
     index = {name: classes.in_model(name, CLASSES) for name in set(ours) if name is not None}
-    index = {name: i if i >= 0 else NOT_OURS for name, i in index.items()}
+    index = {name: i if i >= 0 else OUTLIER if name in classes.BY_NAME else NOT_OURS for name, i in index.items()}
     nameless = UNLABELLED if source.mixed else NOT_OURS
     return np.array([nameless if name is None else index[name] for name in ours], np.int8)
 

@@ -1,6 +1,6 @@
 """SN Ia against SN II on the alerts of one simulated night, beside the scores that Fink gave to the same alerts.
 
-    python -m models.training.fink_scores --data ../shared/datasets --model t2b-0 --out models/training/FINK_SCORES.md
+    python -m models.training.fink_scores --data ../shared/datasets --model t2b-1 --out models/training/FINK_SCORES.md
 
 Every packet of elasticc_fink_tutorials goes through the broker as it came. Score of a model: p(SNIa) / (p(SNIa) +
 p(SNII)). A Fink score of 0 means that the alert was not scored: it is left out on both sides. Only alerts of objects on

@@ -3,9 +3,13 @@
 Each point becomes a token; eight learned queries read all tokens once (linear in the number of points), two
 transformer blocks work among those eight latents only. `export.py` writes the same arithmetic as an ONNX graph, and
 the constants below are shared with it. Shapes: B light curves, L points (padded), F features, D width, K latents.
+
+What does not pay its time or bytes is left out: norms have no weights of their own (the matrix behind each holds
+them), projections into the residual no bias, and the neighbours in time lend 24 channels each, not all 48.
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -18,7 +22,7 @@ Params = dict[str, Any]
 PERIODS_D = (8.0, 20.0, 50.0, 125.0)  # time scales of supernovae, resolved as phases rather than as one asinh
 BAND_CENTRES_NM = (367.1, 482.7, 622.3, 754.6, 869.1, 971.2)  # LSST's bands carry the radial basis in log wavelength
 BAND_WIDTH = 0.13  # in log wavelength: neighbouring centres overlap, so an unseen band lands between known ones
-N_FEATURES = 8 + 2 * len(PERIODS_D) + len(BAND_CENTRES_NM)
+N_FEATURES = 8 + 2 * len(PERIODS_D) + len(BAND_CENTRES_NM) + 1
 MAX_SNR = 1e6  # |flux|/error beyond this says nothing more, and keeps tiny errors finite
 MIN_ERROR_NJY = 1e-3  # 36 mag below the faintest survey: only there so that no division overflows
 MAX_DAYS = 1e5  # clip of relative times, so that nonsense times stay finite
@@ -28,14 +32,16 @@ MASKED = -1e4  # added to a padded token's score: exp() of it is exactly 0 in fl
 
 @dataclass(frozen=True)
 class Shape:
-    """Sizes of the network. The defaults cost 54,000 parameters and about 40 us for 32 points."""
+    """Sizes of the network. Multiples of 16 fill the vector registers; NOTES.md has what each costs."""
 
     n_classes: int
     width: int = 48
-    n_heads: int = 4
+    n_reads: int = 4  # attention maps of each latent over the points
     n_latents: int = 8
     n_blocks: int = 2
-    feed_forward: int = 96
+    n_heads: int = 4  # of the attention among the latents
+    feed_forward: int = 64
+    n_shifted: int = 24  # channels that a point takes from the one before it and the one behind it
 
 
 class Batch(NamedTuple):
@@ -89,7 +95,8 @@ def features(batch: Batch) -> tuple[Any, Any]:
         jnp.broadcast_to(jnp.log10(scale) - 4, days.shape),
         batch.detected,
     ]
-    tokens = [jnp.stack(columns, -1), jnp.sin(phase), jnp.cos(phase), band_basis(batch.wavelength_nm)]
+    one = jnp.ones_like(days)[..., None]  # the bias of the stem, as a feature: padded tokens stay exactly 0
+    tokens = [jnp.stack(columns, -1), jnp.sin(phase), jnp.cos(phase), band_basis(batch.wavelength_nm), one]
     return jnp.concatenate(tokens, -1) * valid[..., None], scale
 
 
@@ -101,78 +108,70 @@ def _linear(rng: np.random.Generator, n_in: int, n_out: int, gain: float = 1.0) 
     return {"w": _weights(rng, n_in, n_out, gain), "b": jnp.zeros(n_out, jnp.float32)}
 
 
-def _norm(width: int) -> Params:
-    return {"g": jnp.ones(width, jnp.float32), "b": jnp.zeros(width, jnp.float32)}
-
-
 def initial(seed: int, shape: Shape) -> Params:
     """Fresh weights. The queries are constants, so they fold with their keys into one matrix `read`."""
     rng = np.random.default_rng(seed)
     d, ff = shape.width, shape.feed_forward
     params: Params = {
-        "stem": _linear(rng, N_FEATURES, d, 1.4),
-        "conv": _linear(rng, 3 * d, d),
-        "norm": _norm(d),
-        "read": _linear(rng, d, shape.n_heads * shape.n_latents),
-        "value": _linear(rng, d, d),
-        "out": _linear(rng, d, d),
+        "stem": {"w": _weights(rng, N_FEATURES, d, 1.4)},
+        "conv": _linear(rng, d + 2 * shape.n_shifted, d),
+        "read": {"w": _weights(rng, d, shape.n_latents * shape.n_reads)},
+        "out": {"w": _weights(rng, shape.n_reads * d, d)},
         "latents": jnp.asarray(rng.standard_normal((shape.n_latents, d)) * 0.5, jnp.float32),
         "blocks": [],
-        "final": _norm(d),
         "head": _linear(rng, d, shape.n_classes, 0.3),
     }
     for _ in range(shape.n_blocks):
-        block = {"norm1": _norm(d), "qkv": _linear(rng, d, 3 * d), "out": _linear(rng, d, d, 0.5)}
-        block |= {"norm2": _norm(d), "up": _linear(rng, d, ff, 1.4), "down": _linear(rng, ff, d, 0.5)}
+        block = {"qkv": _linear(rng, d, 3 * d), "out": {"w": _weights(rng, d, d, 0.5)}}
+        block |= {"up": _linear(rng, d, ff, 1.4), "down": {"w": _weights(rng, ff, d, 0.5)}}
         params["blocks"].append(block)
     return params
 
 
 def linear(x: Any, p: Params) -> Any:
-    """x @ w + b over the last axis."""
-    return x @ p["w"] + p["b"]
+    """x @ w + b over the last axis, where there is a b."""
+    return x @ p["w"] + p["b"] if "b" in p else x @ p["w"]
 
 
-def layer_norm(x: Any, p: Params) -> Any:
-    """Layer normalisation over the last axis, epsilon 1e-5 as in the ONNX operator."""
+def layer_norm(x: Any) -> Any:
+    """Layer normalisation over the last axis without gain and offset, epsilon 1e-5 as in the ONNX operator."""
     centred = x - x.mean(-1, keepdims=True)
-    return centred * jax.lax.rsqrt((centred**2).mean(-1, keepdims=True) + 1e-5) * p["g"] + p["b"]
+    return centred * jax.lax.rsqrt((centred**2).mean(-1, keepdims=True) + 1e-5)
 
 
-def encode(params: Params, tokens: Any, valid: Any, n_heads: int = 4) -> Any:
-    """Latents (B, K, D) of tokens (B, L, F)."""
-    n, length, _ = tokens.shape
+def encode(params: Params, tokens: Any, valid: Any, n_heads: int) -> Any:
+    """Latents (B, K, D) of tokens (B, L, F); n_heads of the attention among latents."""
+    n = len(tokens)
     k, d = params["latents"].shape
-    mask = valid[..., None]
-    h = jax.nn.relu(linear(tokens, params["stem"])) * mask
-    edge = jnp.zeros_like(h[:, :1])
-    window = jnp.concatenate([jnp.concatenate([edge, h[:, :-1]], 1), h, jnp.concatenate([h[:, 1:], edge], 1)], -1)
-    h = h + jax.nn.relu(linear(window, params["conv"])) * mask
-    h = layer_norm(h, params["norm"])
-    score = linear(h, params["read"]) + (1 - mask) * MASKED
-    weight = jax.nn.softmax(score, 1).reshape(n, length, n_heads, k)
-    value = linear(h, params["value"]).reshape(n, length, n_heads, d // n_heads)
-    z = jnp.einsum("blhk,blhd->bkhd", weight, value).reshape(n, k, d)
-    z = params["latents"] + linear(z, params["out"])
-    for block in params["blocks"]:
-        z = _block(block, z, n_heads)
+    h = jax.nn.relu(linear(tokens, params["stem"]))
+    shifted = (params["conv"]["w"].shape[0] - d) // 2
+    edge = jnp.zeros((n, 1, shifted), h.dtype)
+    before = jnp.concatenate([edge, h[:, :-1, :shifted]], 1)
+    behind = jnp.concatenate([h[:, 1:, :shifted], edge], 1)
+    h = layer_norm(h + jax.nn.relu(linear(jnp.concatenate([before, h, behind], -1), params["conv"])))
+    score = linear(h, params["read"]) + (1 - valid[..., None]) * MASKED
+    seen = jnp.einsum("blm,bld->bmd", jax.nn.softmax(score, 1), h).reshape(n, k, -1)
+    z = params["latents"] + linear(seen, params["out"])
+    for p in params["blocks"]:
+        z = block(p, z, n_heads)
     return z
 
 
-def _block(p: Params, z: Any, n_heads: int) -> Any:
+def block(p: Params, z: Any, n_heads: int) -> Any:
+    """One pre-norm transformer block among latents (B, K, D)."""
     n, k, d = z.shape
-    qkv = linear(layer_norm(z, p["norm1"]), p["qkv"]).reshape(n, k, 3, n_heads, d // n_heads)
+    qkv = linear(layer_norm(z), p["qkv"]).reshape(n, k, 3, n_heads, d // n_heads)
     score = jnp.einsum("bqhd,bkhd->bhqk", qkv[:, :, 0], qkv[:, :, 1]) / np.sqrt(d // n_heads)
     mixed = jnp.einsum("bhqk,bkhd->bqhd", jax.nn.softmax(score, -1), qkv[:, :, 2]).reshape(n, k, d)
     z = z + linear(mixed, p["out"])
-    return z + linear(jax.nn.relu(linear(layer_norm(z, p["norm2"]), p["up"])), p["down"])
+    return z + linear(jax.nn.relu(linear(layer_norm(z), p["up"])), p["down"])
 
 
-def logits(params: Params, batch: Batch, n_heads: int = 4) -> Any:
+def logits(params: Params, batch: Batch, n_heads: int = Shape.n_heads) -> Any:
     """Class logits (B, C)."""
     tokens, _ = features(batch)
     z = encode(params, tokens, batch.valid, n_heads)
-    return linear(layer_norm(z, params["final"]).mean(1), params["head"])
+    return linear(layer_norm(z).mean(1), params["head"])
 
 
 def initial_decoder(seed: int, shape: Shape) -> Params:
@@ -205,3 +204,19 @@ def decode(params: Params, z: Any, days: Any, wavelength_nm: Any) -> Any:
 def n_parameters(params: Params) -> int:
     """Number of weights."""
     return sum(int(x.size) for x in jax.tree.leaves(params))
+
+
+def save(params: Params, path: Path) -> None:
+    """Writes the weights, one array per matrix in the order of the tree."""
+    np.savez(path, allow_pickle=False, **{f"w{i:03d}": np.asarray(x) for i, x in enumerate(jax.tree.leaves(params))})
+
+
+def restore(path: Path, shape: Shape) -> Params:
+    """The weights that `save` wrote, of a network of this shape."""
+    like = initial(0, shape)
+    with np.load(path) as stored:
+        leaves = [jnp.asarray(stored[name]) for name in sorted(stored.files)]
+    if [x.shape for x in leaves] != [x.shape for x in jax.tree.leaves(like)]:
+        raise ValueError(f"{path}: holds the weights of a network of another shape than {shape}")
+    found: Params = jax.tree.unflatten(jax.tree.structure(like), leaves)
+    return found

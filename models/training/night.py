@@ -1,6 +1,6 @@
 """A night as it is: what the broker would say of real ZTF alerts whose classes are not those of the training sets.
 
-    python -m models.training.night --data ../shared/datasets --model t2b-0 --out models/training
+    python -m models.training.night --data ../shared/datasets --model t2b-1 --out models/training
 
 The packets of ztf_fink_labelled go through the broker as they came. Writes NIGHT.md and, per model, night-NAME.png with
 the light curve of every alert of the unbiased night that is called a transient. It is a training set of the

@@ -1,6 +1,6 @@
 """Released models against the baselines on the same held-out packets, with paired bootstrap intervals.
 
-    python -m models.training.baselines.compare --data ../shared/datasets --baselines build --model t2b-0 \
+    python -m models.training.baselines.compare --data ../shared/datasets --baselines build --model t2b-1 \
         --out models/training/BASELINES.md
 
 `--baselines` holds boosted/answers.npz and paper/answers.npz, as `boosted` and `paper` write them; nothing is trained

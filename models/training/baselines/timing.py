@@ -1,6 +1,6 @@
 """Time per light curve of released models beside the baselines, one thread, all in one run.
 
-    python -m models.training.baselines.timing --data ../shared/datasets --baselines build --model t2b-0
+    python -m models.training.baselines.timing --data ../shared/datasets --baselines build --model t2b-1
 
 The replica's network is timed alone in ONNX Runtime, from its finished grid on, and its grid apart; a released model
 from raw points on, LightGBM with its features. Rounds alternate, so that a busy machine is busy for all; the least time

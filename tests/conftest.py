@@ -49,6 +49,11 @@ def _given(variable: str) -> Path:
     return folder
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that compute with JAX come last: once it runs, it warns of every later fork, and Spark and we do fork."""
+    items.sort(key=lambda item: item.path.stem in ("test_baselines", "test_training"))
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Turn a skip into a failure: what was not run proves nothing."""

@@ -49,11 +49,6 @@ def _given(variable: str) -> Path:
     return folder
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests that compute with JAX come last: once it runs, it warns of every later fork, and Spark and we do fork."""
-    items.sort(key=lambda item: item.path.stem in ("test_baselines", "test_training"))
-
-
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Turn a skip into a failure: what was not run proves nothing."""
@@ -75,7 +70,11 @@ def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """`make test` leaves the tests marked `shared` out; `make test-shared` runs them alone, by their mark."""
+    """`make test` leaves the tests marked `shared` out; `make test-shared` runs them alone, by their mark.
+
+    Tests that compute with JAX come last: once it runs it warns of every later fork, and Spark and we do fork.
+    """
+    items.sort(key=lambda item: item.path.stem in ("test_baselines", "test_training"))
     if config.option.markexpr:
         return
     shared = [item for item in items if item.get_closest_marker("shared")]

@@ -39,7 +39,12 @@ DRAIN_S = 30.0
 POLL_S = 0.1
 REPORT_TRIES = 10
 # What Spark says when our function, or its worker, failed: the alerts of that batch are under suspicion.
-_WORKER_FAILED = ("Python worker exited unexpectedly", "PythonException", "Python worker failed to connect back")
+_WORKER_FAILED = (
+    "Python worker exited unexpectedly",
+    "PythonException",
+    "Python worker failed to connect back",
+    "reading the port number from",  # its parent, while it started
+)
 
 
 @dataclass

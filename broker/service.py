@@ -163,7 +163,8 @@ class Service:
         """Check each batch once it is committed, restart what may be restarted, until stopped or done."""
         while not self.stopping.wait(POLL_S):
             for stream in streams:
-                self._check_books(stream, ledger)
+                if self._check_books(stream, ledger):
+                    session.forget_readers(spark)
                 assert stream.query is not None
                 failure = None if stream.query.isActive else stream.query.exception()
                 if failure is not None:
@@ -174,18 +175,20 @@ class Service:
         for stream in streams:
             self._check_books(stream, ledger)
 
-    def _check_books(self, stream: Stream, ledger: LedgerTopic) -> None:
-        """The books of every batch that was committed since the last look, by the offsets in the checkpoint.
+    def _check_books(self, stream: Stream, ledger: LedgerTopic) -> int:
+        """The books of every batch that was committed since the last look, by the offsets in the checkpoint: how many.
 
         The checkpoint and not a listener: pyspark's takes hundreds of calls into the JVM a batch, a quarter of the
         JVM's time at 100 alerts/s, and an event can get lost where a file can't.
         """
-        for late in _unchecked(stream):
+        unchecked = _unchecked(stream)
+        for late in unchecked:
             balance = self._balance(stream, late.batch, late.spans, ledger)
             self.answered.update(balance.counts)
             report = _report(stream, late.batch)
             durations, lag = ({}, None) if report is None else (report["durationMs"], _lag(report["sources"][0]))
             _log.info("%s", log_line(stream.source.name, late.batch, balance, durations, lag))
+        return len(unchecked)
 
     def _balance(self, stream: Stream, batch: int, batch_spans: list[Span], ledger: LedgerTopic) -> Balance:
         """The books of one batch; raises LedgerError unless they balance."""

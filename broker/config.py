@@ -17,6 +17,7 @@ from pydantic_core.core_schema import ValidationInfo
 
 from broker.complaint import MASK, is_secret, tell
 from broker.errors import ConfigError
+from broker.upkeep import Upkeep
 
 Survey = Literal["lsst", "ztf", "elasticc"]
 
@@ -259,6 +260,7 @@ class Config(_Table):
     sources: Annotated[tuple[Source, ...], Field(alias="source")]
     policy: Policy = Policy()
     spark: Spark = Spark()
+    service: Upkeep = Upkeep()
     _file: Path = PrivateAttr(default=Path("config"))
 
     @property
@@ -317,7 +319,7 @@ def effective(config: Config) -> list[Setting]:
     rows = []
     tables: list[tuple[str, BaseModel]] = [("kafka", config.kafka), ("model", config.model), ("output", config.output)]
     tables += [(f"source[{source.name}]", source) for source in config.sources]
-    tables += [("policy", config.policy), ("spark", config.spark)]
+    tables += [("policy", config.policy), ("spark", config.spark), ("service", config.service)]
     for table, model in tables:
         for name in type(model).model_fields:
             origin = str(config.file) if name in model.model_fields_set else "default"

@@ -55,6 +55,15 @@ def wait_for_kafka(options: Mapping[str, str], timeout_s: float) -> None:
         ) from error
 
 
+def answers(options: Mapping[str, str], timeout_s: float = 2.0) -> str | None:
+    """None where the cluster answers, else why not. Raises KafkaError for a refused login."""
+    try:
+        _reach_out(options, timeout_s)
+    except _NotYetError as error:
+        return str(error)
+    return None
+
+
 def check_topics(
     options: Mapping[str, str],
     names: Iterable[str],

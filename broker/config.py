@@ -161,6 +161,7 @@ class Source(_Table):
     start: Literal["earliest", "latest"] | datetime | None = None
     max_alerts_per_batch: Count = 10_000  # one LSST visit; what a batch costs whatever its size: docs/operating.md
     max_alert_bytes: Annotated[int, Field(strict=True, ge=1024, le=268_435_456)] = 16_777_216
+    on_data_loss: Literal["stop", "go_on"] = "stop"  # alerts that the topic has deleted before they were read
     zero_point: Number = 31.4
     programids: Annotated[tuple[Whole, ...], Field(min_length=1)] = (1,)
 

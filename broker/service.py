@@ -19,12 +19,13 @@ from datetime import UTC, datetime
 from py4j.protocol import Py4JError
 from pyspark.sql import DataFrame, SparkSession
 
-from broker import checkpoint, job, session, sources
+from broker import checkpoint, job, retention, session, sources
 from broker import model as models
 from broker.config import Config, Source, kafka_options, spark_kafka_options
 from broker.drain import drain
 from broker.errors import BrokerError, ConfigError, KafkaError
 from broker.health import Health
+from broker.imprint import imprint, take_over
 from broker.java import java
 from broker.ledger import Balance, Gap, Span, compare, log_line
 from broker.ledger_topic import ROWS_KEPT_MS, LedgerTopic
@@ -33,7 +34,7 @@ from broker.lock import Lock
 from broker.signals import heard
 from broker.stream import Stream
 from broker.supervise import Budget, Fault, judge
-from broker.topics import answers, check_topics, find_holes, find_missing, require_topics, wait_for_kafka
+from broker.topics import answers, check_topics, find_cluster, find_holes, find_missing, require_topics, wait_for_kafka
 
 _log = logging.getLogger(__name__)
 
@@ -108,9 +109,25 @@ class Service:
 
         def search(stream: Stream, lock: Lock) -> None:
             lock.wait_for_jvm()
+            self._look_for_expired(stream)
             self._leave_out(stream)
 
         return [pool.submit(search, stream, lock) for stream, lock in zip(streams, locks, strict=True)]
+
+    def _look_for_expired(self, stream: Stream) -> None:
+        """Stop, or book it and go on, where alerts were deleted before they were read. Raises BrokerError."""
+        gaps = retention.find_expired(self._kafka, stream.source)
+        if gaps and stream.source.on_data_loss == "stop":
+            raise retention.refuse(stream.source, gaps)
+        if gaps:
+            planned, last = checkpoint.planned_spans(stream.source.checkpoint), stream.committed()
+            batch = planned[0] if planned else last.batch + 1 if last else 0
+            _log.warning("%s: deleted before they were read, goes on behind: %s", stream.name, retention.tell(gaps))
+            self._book(stream, batch, gaps)
+
+    def _book(self, stream: Stream, batch: int, gaps: list[Gap]) -> None:
+        model = stream.assignment.passport.model
+        retention.book(self._kafka, self.config.output.ledger, stream.source, batch, model, gaps)
 
     def _leave_out(self, stream: Stream) -> None:
         """Have the next query leave out what an unfinished batch has written."""
@@ -141,16 +158,21 @@ class Service:
             max_message_bytes=output.max_message_bytes,
             kept_ms={output.ledger: ROWS_KEPT_MS},
         )
-        streams = []
+        streams, cluster = [], find_cluster(self._kafka)
         for source in self.config.sources:
+            assignment = job.assign(self.config, source, limits)
+            take_over(source.checkpoint, imprint(source, output.topics, cluster, assignment.passport))
             budget = Budget(upkeep.restarts, upkeep.restart_window_s)
-            streams.append(Stream(source, limits, job.assign(self.config, source, limits), budget))
+            streams.append(Stream(source, limits, assignment, budget))
             self._health.sources[source.name] = streams[-1].health
+            if source.on_data_loss == "stop":
+                self._look_for_expired(streams[-1])
         return streams
 
     def frames(self, spark: SparkSession, source: Source) -> DataFrame:
         """Rows of a source (sources.FRAME_COLUMNS); the books are held against Kafka's offsets, not against these."""
-        return sources.kafka(spark, self._spark_kafka, source.topics, source.start, source.max_alerts_per_batch)
+        fails = source.on_data_loss == "stop"
+        return sources.kafka(spark, self._spark_kafka, source.topics, source.start, source.max_alerts_per_batch, fails)
 
     def _start(self, spark: SparkSession, stream: Stream) -> None:
         frames = self.frames(spark, stream.source)
@@ -239,6 +261,7 @@ class Service:
                 "it from this login). Let this login see it, or make it again, then start again. What was on a topic "
                 "that was deleted is gone: to answer those alerts once more, start with a new checkpoint and a 'start'"
             )
+        self._look_for_expired(stream)
         self._leave_out(stream)
 
     def _is_kafka_back(self, stream: Stream) -> bool:
@@ -286,7 +309,14 @@ class Service:
         rows = ledger.rows_of(stream.name, batch, checkpoint.query_id(stream.source.checkpoint))
         balance = compare(batch_spans, rows)
         if balance.missing:
+            booked = [Gap(row.topic, row.partition, *run) for row in rows for run in row.expired]
+            balance = balance.with_expired(booked)
+        if balance.missing:
             balance = balance.with_holes(find_holes(self._kafka, balance.missing))
+        if balance.missing and stream.source.on_data_loss == "go_on":
+            expired = retention.expired_of(self._kafka, balance.missing)
+            self._book(stream, batch, expired)
+            balance = balance.with_expired(expired)
         balance.check(stream.name, batch)
         stream.checked = batch
         return balance

@@ -132,12 +132,22 @@ def test_kafka_goes_and_comes_back_and_then_refuses_writes(mortal: EmbeddedKafka
     assert audit.returncode == 0, audit.stdout
 
 
-def test_an_output_topic_that_is_deleted_is_named(mortal: EmbeddedKafka, tmp_path: Path) -> None:
+def test_a_jvm_that_dies_and_an_output_topic_that_is_deleted_are_named(mortal: EmbeddedKafka, tmp_path: Path) -> None:
     mortal.create_topics({"gone-in": 1})
     names = topics_of("gone")
     source = {"name": "gone", "survey": "elasticc", "topics": ["gone-in"]}
     output = names | {"create_topics": True}
     config = write_config(tmp_path, mortal.bootstrap_servers, [source], output, IMPATIENT)
+    with Running(tmp_path / "jvm", "run", "--config", config) as job:
+        job.wait_for("running: ")
+        listed = subprocess.run(["ps", "-A", "-o", "pid=,comm="], capture_output=True, text=True, check=True).stdout
+        jvms = {int(line.split()[0]) for line in listed.splitlines() if line.endswith("java")}
+        (jvm,) = jvms & set(job.left())
+        os.kill(jvm, signal.SIGKILL)
+        assert job.end(30) == 3, job.text
+        assert job.text.splitlines()[-1].startswith("error: Spark's JVM is gone: killed, or out of memory"), job.text
+        assert "Traceback" not in job.text
+        job.assert_nothing_left()
     with Running(tmp_path / "log", "run", "--config", config) as job:
         send(mortal, "gone-in", alerts(100))
         job.wait_for("gone batch ")

@@ -17,6 +17,7 @@ from pydantic_core.core_schema import ValidationInfo
 
 from broker.complaint import MASK, is_secret, tell
 from broker.errors import ConfigError
+from broker.lookup import Lookup
 from broker.upkeep import Upkeep
 
 Survey = Literal["lsst", "ztf", "elasticc"]
@@ -262,6 +263,7 @@ class Config(_Table):
     policy: Policy = Policy()
     spark: Spark = Spark()
     service: Upkeep = Upkeep()
+    registry: Lookup = Lookup()
     _file: Path = PrivateAttr(default=Path("config"))
 
     @property

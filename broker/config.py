@@ -17,6 +17,7 @@ from pydantic_core.core_schema import ValidationInfo
 
 from broker.complaint import MASK, is_secret, tell
 from broker.errors import ConfigError
+from broker.limits import Limits
 
 Survey = Literal["lsst", "ztf", "elasticc"]
 
@@ -258,6 +259,7 @@ class Config(_Table):
     output: Output = Output()
     sources: Annotated[tuple[Source, ...], Field(alias="source")]
     policy: Policy = Policy()
+    limits: Limits = Limits()
     spark: Spark = Spark()
     _file: Path = PrivateAttr(default=Path("config"))
 
@@ -317,7 +319,7 @@ def effective(config: Config) -> list[Setting]:
     rows = []
     tables: list[tuple[str, BaseModel]] = [("kafka", config.kafka), ("model", config.model), ("output", config.output)]
     tables += [(f"source[{source.name}]", source) for source in config.sources]
-    tables += [("policy", config.policy), ("spark", config.spark)]
+    tables += [("policy", config.policy), ("limits", config.limits), ("spark", config.spark)]
     for table, model in tables:
         for name in type(model).model_fields:
             origin = str(config.file) if name in model.model_fields_set else "default"

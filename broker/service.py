@@ -20,16 +20,17 @@ from pyspark.errors import StreamingQueryException
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql.streaming.query import StreamingQuery
 
-from broker import checkpoint, job, session, sources
+from broker import checkpoint, excess, job, session, sources
 from broker import model as models
 from broker.classify import Assignment
 from broker.config import Config, Source, kafka_options, spark_kafka_options
-from broker.errors import BrokerError, ConfigError
+from broker.errors import BrokerError, ConfigError, RejectionError
 from broker.java import java
 from broker.ledger import Balance, Gap, Span, compare, log_line
 from broker.ledger_topic import ROWS_KEPT_MS, LedgerTopic
 from broker.leftovers import Notes, find_written
 from broker.lock import Lock
+from broker.rejections import Rejections, recent
 from broker.signals import heard
 from broker.topics import check_topics, find_holes, require_topics, wait_for_kafka
 
@@ -54,6 +55,7 @@ class Stream:
     source: Source
     limits: dict[str, int]
     assignment: Assignment
+    rejections: Rejections
     query: StreamingQuery | None = None
     alone: list[Gap] = field(default_factory=list)
     failures: Counter[int] = field(default_factory=Counter)
@@ -90,11 +92,12 @@ class Service:
                 search.result()
             if self.stopping.is_set():
                 return self.answered
-            since = min((c.planned_at_ms for c in map(_committed, streams) if c), default=int(time.time() * 1000))
+            lately = {stream.source.name: recent(stream.source.checkpoint, self.config.limits) for stream in streams}
+            since = min((c.planned_at_ms for found in lately.values() for c in found), default=int(time.time() * 1000))
             names = [stream.source.name for stream in streams]
             ledger = stack.enter_context(LedgerTopic(self._kafka, self.config.output.ledger, names, since))
             for stream in streams:
-                self._check_last(stream, ledger)
+                self._check_last(stream, lately[stream.source.name], ledger)
             stack.enter_context(Notes(self._kafka, self._outputs, [stream.source.checkpoint for stream in streams]))
             for stream in streams:
                 self._start(spark, stream)
@@ -143,7 +146,10 @@ class Service:
             max_message_bytes=output.max_message_bytes,
             kept_ms={output.ledger: ROWS_KEPT_MS},
         )
-        return [Stream(source, limits, job.assign(self.config, source, limits)) for source in self.config.sources]
+        return [
+            Stream(source, limits, job.assign(self.config, source, limits), Rejections(self.config.limits))
+            for source in self.config.sources
+        ]
 
     def frames(self, spark: SparkSession, source: Source) -> DataFrame:
         """Rows of a source (sources.FRAME_COLUMNS); the books are held against Kafka's offsets, not against these."""
@@ -186,6 +192,7 @@ class Service:
             report = _report(stream, late.batch)
             durations, lag = ({}, None) if report is None else (report["durationMs"], _lag(report["sources"][0]))
             _log.info("%s", log_line(stream.source.name, late.batch, balance, durations, lag))
+            self._limit(stream, late, balance)
 
     def _balance(self, stream: Stream, batch: int, batch_spans: list[Span], ledger: LedgerTopic) -> Balance:
         """The books of one batch; raises LedgerError unless they balance."""
@@ -197,11 +204,20 @@ class Service:
         stream.checked = batch
         return balance
 
-    def _check_last(self, stream: Stream, ledger: LedgerTopic) -> None:
-        """Before the start: the newest committed batch of the checkpoint must balance."""
-        last = _committed(stream)
-        if last is not None:
-            self._balance(stream, last.batch, last.spans, ledger)
+    def _check_last(self, stream: Stream, lately: list[checkpoint.Committed], ledger: LedgerTopic) -> None:
+        """Before the start: the newest committed batch must balance, and not too much be rejected up to it."""
+        query = checkpoint.query_id(stream.source.checkpoint) if lately else ""
+        for earlier in lately[:-1]:
+            rows = ledger.rows_of(stream.source.name, earlier.batch, query)
+            stream.rejections.add(compare(earlier.spans, rows).rows, earlier.planned_at_ms)
+        for last in lately[-1:]:
+            self._limit(stream, last, self._balance(stream, last.batch, last.spans, ledger))
+
+    def _limit(self, stream: Stream, committed: checkpoint.Committed, balance: Balance) -> None:
+        """Raise RejectionError where too much is rejected, with what the letters have in common."""
+        found = stream.rejections.add(balance.rows, committed.planned_at_ms)
+        if found is not None:
+            raise RejectionError(excess.tell(self.config, stream.source.name, committed.batch, found))
 
     def _retry(self, spark: SparkSession, stream: Stream, failure: StreamingQueryException) -> None:
         """Start the query again where alerts may be to blame; raise BrokerError otherwise."""

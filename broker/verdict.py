@@ -40,7 +40,18 @@ REASONS: dict[str, tuple[str, ...]] = {
         "kills_reader",
     ),
 }
+_UNCOUNTED = f"{REJECTED}/empty"
 _ANSWERS = (*REASONS[CLASSIFIED], *REASONS[ABSTAINED])  # reason codes of alerts that were read
+
+
+def is_uncounted(verdict: str) -> bool:
+    """Whether a "status/reason" says nothing of the stream's health: a value that is empty on purpose (a tombstone)."""
+    return verdict == _UNCOUNTED
+
+
+def is_counted_rejection(verdict: str) -> bool:
+    """Whether a "status/reason" counts towards the limits on rejections."""
+    return verdict.startswith(f"{REJECTED}/") and verdict != _UNCOUNTED
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from broker import checkpoint
 from broker.config import Config, Source, kafka_options
 from broker.errors import KafkaError, LedgerError
 from broker.ledger import LedgerRow, Offsets
+from broker.outlets.dead_letter import ANSWERS
 from broker.reconcile import Books, Outside, Place, Records, Window, look_up, outside, place_of, printable, reconcile
 from broker.topics import (
     TIMEOUT_S,
@@ -40,6 +41,7 @@ HOUR_MS = 3_600_000
 CLOCKS_APART_MS = 600_000  # between the survey's time stamps and ours; a batch's records and its ledger row
 MAX_HOURS = 10_000
 FETCH = 10_000
+_WAITING = b"schema_unavailable"
 FIRST_ANSWERED = "the first answered"
 Tell = Callable[[str, int], None]
 
@@ -48,10 +50,13 @@ Tell = Callable[[str, int], None]
 class Collected:
     """What the records of one topic answer: offsets by (b"source:topic:partition", b"model"), 8 bytes a record.
 
+    answers: those of them that answer a dead letter; waiting: those rejected for want of a schema.
     strays: offsets, by partition, of records without our headers.
     """
 
     offsets: defaultdict[tuple[bytes, bytes], array[int]] = field(default_factory=lambda: defaultdict(_offsets))
+    answers: defaultdict[tuple[bytes, bytes], array[int]] = field(default_factory=lambda: defaultdict(_offsets))
+    waiting: defaultdict[tuple[bytes, bytes], array[int]] = field(default_factory=lambda: defaultdict(_offsets))
     strays: defaultdict[int, array[int]] = field(default_factory=lambda: defaultdict(_offsets))
     n_records: int = 0
 
@@ -172,6 +177,11 @@ def take(messages: Iterable[Message], found: Collected) -> set[int]:
             if model is None:
                 raise ValueError("header without a value")
             offsets[prefix, model].append(int(offset))
+            if len(named) > 2:
+                if named.get("reason") == _WAITING:
+                    found.waiting[prefix, model].append(int(offset))
+                if ANSWERS in named:
+                    found.answers[prefix, model].append(int(offset))
         except (TypeError, KeyError, AttributeError, ValueError, OverflowError):
             found.strays[cast(int, message.partition())].append(cast(int, message.offset()))
     return ended
@@ -189,11 +199,17 @@ def _offsets() -> array[int]:
 
 def _by_place(classifications: Collected, dead_letters: Collected) -> dict[Place, Records]:
     found: dict[Place, Records] = {}
-    for kind, collected in (("classifications", classifications), ("dead_letters", dead_letters)):
-        for (prefix, model), offsets in collected.offsets.items():
+    kinds = {
+        "classifications": classifications.offsets,
+        "dead_letters": dead_letters.offsets,
+        "answers": classifications.answers,
+        "waiting": dead_letters.waiting,
+    }
+    for kind, collected in kinds.items():
+        for (prefix, model), offsets in collected.items():
             place = place_of(prefix)
             if place is not None:
-                records = found.setdefault(place, Records({}, {}))
+                records = found.setdefault(place, Records({}, {}, {}, {}))
                 of_kind = cast("dict[str, np.ndarray[tuple[int], np.dtype[np.int64]]]", getattr(records, kind))
                 of_kind[model.decode(errors="replace")] = np.frombuffer(offsets, np.int64)
     return found

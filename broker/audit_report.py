@@ -61,9 +61,9 @@ def last_line(audit: Audit) -> str:
     offered, holes, expired, answered = (
         sum(n) for n in zip(*((b.window.offered, b.holes, b.expired, b.answered) for b in audit.books), strict=True)
     )
-    told = f"{offered} offsets offered, {answered} answered, {holes} holes" + (
-        f", {expired} expired" if expired else ""
-    )
+    waiting = sum(b.waiting.size for b in audit.books)
+    told = f"{offered} offsets offered, {answered} answered, {holes} holes"
+    told += (f", {expired} expired" if expired else "") + (f", {waiting} waiting for a schema" if waiting else "")
     if audit.is_balanced:
         return f"balanced: {told}; no alert without a verdict, none with two"
     missing = sum(b.missing.size for b in audit.books)
@@ -118,20 +118,23 @@ def save(audit: Audit, file: Path) -> None:
 
 
 def _table(audit: Audit) -> Table:
-    """A line per window; the hour and what has expired only where there is any."""
+    """A line per window; the hour, what has expired and what was put back only where there is any."""
     windows = [books.window for books in audit.books]
     by_hour, expired = any(w.hour is not None for w in windows), any(b.expired for b in audit.books)
+    put_back = any(b.n_put_back for b in audit.books)
     table = Table(box=box.SIMPLE_HEAD)
     table.add_column("source")
     table.add_column("topic", overflow="fold")
     for name in ("part.", *(("hour (UTC)",) if by_hour else ()), "offsets"):
         table.add_column(name, no_wrap=True)
-    counts = ("offered", "answered", "letters", "holes", *(("expired",) if expired else ()))
+    counts = ("offered", "answered", "letters", "waiting", *(("put back",) if put_back else ()), "holes")
+    counts += ("expired",) if expired else ()
     for name in (*counts, "missing", "repeated", "no row"):
         table.add_column(name, justify="right", no_wrap=True)
     for window, books in zip(windows, audit.books, strict=True):
         span = _run((window.first, window.last_exclusive - 1)) if window.offered else "none"
-        right = (window.offered, books.answered, books.n_dead_letters, books.holes)
+        right = (window.offered, books.answered, books.n_dead_letters, books.waiting.size)
+        right += (*((books.n_put_back,) if put_back else ()), books.holes, *((books.expired,) if expired else ()))
         wrong = (books.missing.size, books.n_repeats, books.not_in_ledger.size)
         table.add_row(
             window.place.source,
@@ -139,7 +142,7 @@ def _table(audit: Audit) -> Table:
             str(window.place.partition),
             *((window.hour or "",) if by_hour else ()),
             span,
-            *map(str, (*right, *((books.expired,) if expired else ()))),
+            *map(str, right),
             *(Text(str(n), "bold red" if n else "") for n in wrong),
         )
     return table
@@ -165,6 +168,8 @@ def _books(books: Books) -> dict[str, Any]:
         "answered": books.answered,
         "classifications": books.n_classifications,
         "dead_letters": books.n_dead_letters,
+        "waiting_for_a_schema": runs(books.waiting),
+        "put_back": books.n_put_back,
         "holes": books.holes,
         "expired": books.expired,
         "balanced": books.is_balanced,

@@ -103,7 +103,7 @@ def _answered(batch: pa.RecordBatch, assignment: Assignment, tally: Tally) -> It
     n_killed = 0
     for index in np.flatnonzero(alone):
         one = batch.slice(index, 1)
-        answer = _alone(one, assignment)
+        answer = classify_alone(one, assignment)
         n_killed += answer.verdicts == [f"{REJECTED}/kills_reader"]
         if n_killed > MAX_KILLERS and n_killed > alone.sum() / 2:
             raise RuntimeError(f"{n_killed} alerts failed alone too: the fault is not in the alerts")
@@ -235,7 +235,7 @@ def _dead_letters(batch: pa.RecordBatch, refused: Mapping[int, Refusal], assignm
     return rows(assignment.dead_letters, *(list(column) for column in zip(*letters, strict=True)))
 
 
-def _alone(one: pa.RecordBatch, assignment: Assignment) -> Answer:
+def classify_alone(one: pa.RecordBatch, assignment: Assignment) -> Answer:
     """Answer for one alert by a child process: whatever kills the child is a rejection, not a lost worker."""
     reading, writing = os.pipe()
     child = os.fork()

@@ -87,3 +87,26 @@ def show_letter(
     for letter in deadletter.find(loaded, alert):
         parts = dissect(letter.value, deadletter.survey_of_letter(letter, loaded))
         letter_report.show(letter, deadletter.second_opinion(letter, loaded), parts, out)
+
+
+@app.command("replay")
+def replay_letters(
+    config: ConfigFile,
+    source: SourceName = None,
+    reason: Reason = None,
+    schema: Schema = None,
+    since: Since = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would come of it; write nothing.")] = False,
+) -> None:
+    """Try rejected alerts again by the present code; what it can answer goes to the classifications, once.
+
+    Example: broker dead-letters replay --config examples/ztf.toml --reason schema_unavailable --dry-run
+    """
+    from broker import config as settings
+    from broker import letter_report
+    from broker.putback import put_back
+
+    selection = _selection(source, reason, schema, since)
+    with Console(stderr=True).status("replaying ...") as status:  # prints nothing where no terminal is
+        done = put_back(settings.load(config), selection, dry_run, lambda n: status.update(f"{n} letters"))
+    letter_report.show_replay(done, dry_run, out)

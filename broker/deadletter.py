@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import heapq
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import cast
 
@@ -16,11 +17,12 @@ from broker.config import Config, kafka_options
 from broker.dissect import wire_form
 from broker.errors import UsageError
 from broker.gather import implausible
+from broker.ledger import Gap
 from broker.recognise import survey_of_value
 from broker.reconcile import place_of
 from broker.second_reader import Refusal, read
 from broker.surveys import Fields, Survey
-from broker.topics import read_all, require_topics, wait_for_kafka
+from broker.topics import find_missing, read_all, records_in, require_topics, wait_for_kafka
 
 _TYPES = {
     "boolean": pa.bool_(),
@@ -138,6 +140,19 @@ def find(config: Config, alert: str) -> list[Rejected]:
             "`broker dead-letters list` shows which there are; retention may have deleted it"
         )
     return found
+
+
+def original_of(options: Mapping[str, str], letter: Rejected) -> Rejected | None:
+    """A cut letter with the whole alert in it, from the source; None where that holds it (or this very one) no more."""
+    place = place_of(letter.headers.get("alert", b"").rpartition(b":")[0])
+    offset = letter.text("alert").rpartition(":")[2]
+    if place is None or not offset.isdecimal() or find_missing(options, [place.topic]):
+        return None
+    found = next(records_in(options, Gap(place.topic, place.partition, int(offset), int(offset))), None)
+    if found is None or hashlib.sha256(_bytes(found.value()) or b"").hexdigest() != letter.text("sha256"):
+        return None
+    headers = {name: value for name, value in letter.headers.items() if name not in ("cut", "n_bytes", "sha256")}
+    return replace(letter, key=_bytes(found.key()), value=_bytes(found.value()), headers=headers)
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
@@ -15,6 +16,9 @@ from rich.text import Text
 from broker.deadletter import Opinion, Rejected
 from broker.dissect import Dissected, wire_form
 from broker.reconcile import printable
+
+if TYPE_CHECKING:
+    from broker.putback import PutBack
 
 HEX_BYTES = 256
 VALUES_FIRST, VALUES_LAST = 30, 15
@@ -166,6 +170,17 @@ def hex_lines(value: bytes, start: int = 0, n_bytes: int = HEX_BYTES) -> list[st
         text = "".join(chr(b) if 32 <= b < 127 else "." for b in row)
         lines.append(f"{start + i:08x}  {row[:8].hex(' '):<23}  {row[8:].hex(' '):<23}  {text}")
     return lines
+
+
+def show_replay(done: PutBack, dry_run: bool, console: Console) -> None:
+    """What became of the letters, a line for each kind."""
+    would = "would be " if dry_run else ""
+    _say(console, f"{done.n_letters} rejected alerts; {done.before} of them have a classification already")
+    for words, counts in ((f"{would}answered now", done.answered), (f"{would}rejected again", done.again)):
+        told = ", ".join(f"{name} {n}" for name, n in counts.most_common())
+        _say(console, f"{counts.total()} {words}" + (f": {told}" if told else ""))
+    for why, n in done.left.most_common():
+        _say(console, f"{n} not tried: {why}")
 
 
 def _say(console: Console, text: str) -> None:

@@ -24,6 +24,7 @@ from broker.errors import KafkaError, LedgerError
 from broker.ledger import LedgerRow, Offsets
 from broker.outlets.dead_letter import ANSWERS
 from broker.reconcile import Books, Outside, Place, Records, Window, look_up, outside, place_of, printable, reconcile
+from broker.repeats import Again, find_repeats
 from broker.topics import (
     TIMEOUT_S,
     Reach,
@@ -63,7 +64,10 @@ class Collected:
 
 @dataclass(frozen=True)
 class Audit:
-    """What was found. elsewhere: records of sources and topics that were not audited, by name; strays by topic."""
+    """What was found. elsewhere: records of sources and topics that were not audited, by name; strays by topic.
+
+    again: alerts of sources that came before, None where nobody looked.
+    """
 
     books: list[Books]
     windows: list[Window]
@@ -74,6 +78,7 @@ class Audit:
     notes: list[str]
     n_records: int
     seconds: float
+    again: list[Again] | None = None
 
     @property
     def is_balanced(self) -> bool:
@@ -88,8 +93,9 @@ def audit(
     until: datetime | None = None,
     by_hour: bool = False,
     tell: Tell = lambda topic, n: None,
+    repeats: bool = False,
 ) -> Audit:
-    """Audit the sources of these names (all if none are given).
+    """Audit the sources of these names (all if none are given). repeats: read the records for sources that came again.
 
     The ends come first: what a committed batch has answered was acknowledged before its commit, so that it is on the
     topics by the time they are read. Raises KafkaError where a topic is missing or can't be read.
@@ -117,6 +123,7 @@ def audit(
     unclear = look_up(books)
     holes = find_holes(options, unclear) if unclear else []
     places = {window.place for window in windows}
+    again = find_repeats(options, output.classifications, read_from, tell) if repeats else None
     return Audit(
         books=[one.with_holes(holes) for one in books],
         windows=windows,
@@ -130,6 +137,7 @@ def audit(
         notes=notes,
         n_records=sum(c.n_records for c in collected),
         seconds=time.monotonic() - started,
+        again=again,
     )
 
 

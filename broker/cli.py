@@ -212,6 +212,7 @@ def audit(
     since: Annotated[str | None, typer.Option(help="Alerts from this time on, by Kafka's time stamps.")] = None,
     until: Annotated[str | None, typer.Option(help="Alerts before this time.")] = None,
     by_hour: Annotated[bool, typer.Option("--by-hour", help="A line per hour of the alerts.")] = False,
+    repeats: Annotated[bool, typer.Option("--repeats", help="Find sources that the survey has sent again.")] = False,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write everything to this file.")] = None,
 ) -> None:
     """Check from the topics alone that every alert has exactly one verdict; exit code 3 where that does not hold.
@@ -235,6 +236,7 @@ def audit(
             time_of("--until", until),
             by_hour,
             lambda topic, n: status.update(f"{topic}: {n} records"),
+            repeats,
         )
     if json_file is not None:
         audit_report.save(found, json_file)

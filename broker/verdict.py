@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -69,7 +70,8 @@ class Verdicts:
     """What is known of n alerts that were read; reason int64 (n,): index into `answers`.
 
     gathered, curves, counts, summary: see lightcurve and gather; used int64 (n,): points that the model saw;
-    probabilities float32 (n, classes), rows of NaN where the model did not run; schemas: labels of writer schemas.
+    probabilities float32 (n, classes), rows of NaN where the model did not run; schemas: labels of writer schemas;
+    repeats: coordinates of an earlier alert of the same source, None without one (empty: nobody looked).
     """
 
     survey: Survey
@@ -82,6 +84,7 @@ class Verdicts:
     summary: Summary
     probabilities: npt.NDArray[np.float32]
     reason: Integers
+    repeats: Sequence[str | None] = ()
 
     def __len__(self) -> int:
         return len(self.reason)

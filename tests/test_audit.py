@@ -107,6 +107,7 @@ def test_hours_add_up_to_the_whole(answered: list[int], cuts: list[int], first: 
 
 
 @given(st.sets(st.integers(0, 20_000), max_size=30))
+@settings(deadline=None)
 def test_spans_to_be_looked_up_hold_what_is_unexplained_and_lie_far_apart(lacking: set[int]) -> None:
     whole = window(0, 20_001)
     answered = np.setdiff1d(np.arange(20_001), offsets(*lacking))

@@ -244,7 +244,8 @@ def default(model: type[BaseModel], key: str) -> str:
 def test_configuration_is_the_code() -> None:
     page = (ROOT / "docs" / "configuration.md").read_text()
     tables: dict[str, type[BaseModel]] = {"kafka": config.Kafka, "model": config.Model, "output": config.Output}
-    tables |= {"[source]": config.Source, "policy": config.Policy, "spark": config.Spark}
+    tables |= {"[source]": config.Source, "policy": config.Policy}
+    tables |= {"limits": config.Limits, "spark": config.Spark}
     parts = re.split(r"^## ", page, flags=re.M)
     for name, model in tables.items():
         (part,) = [part for part in parts if part.startswith(f"[{name}]\n")]

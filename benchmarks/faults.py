@@ -33,6 +33,7 @@ from confluent_kafka.admin import AdminClient  # noqa: E402
 from benchmarks import faults_table, machine  # noqa: E402
 from benchmarks.fault_load import PARTITIONS, SHARES, Feed, Job, Load  # noqa: E402
 from broker import audit, checkpoint  # noqa: E402
+from broker.collected import collect  # noqa: E402
 from broker.embedded import EmbeddedKafka  # noqa: E402
 from broker.topics import EndOffsets, watermarks  # noqa: E402
 
@@ -257,7 +258,7 @@ class Run:
         """Records of each alert over both output topics."""
         found: Counter[tuple[str, str, int, int]] = Counter()
         for topic in self.outputs:
-            for (prefix, _), offsets in audit.collect(self.options, topic).offsets.items():
+            for (prefix, _), offsets in collect(self.options, topic).offsets.items():
                 source, name, partition = prefix.decode().split(":")
                 found.update((source, name, int(partition), offset) for offset in offsets)
         return found
@@ -289,7 +290,7 @@ class Run:
         assert len(everything) == sum(sent.values()) == self.result.alerts
         self.result.lost = len(everything - answered.keys())
         self.result.duplicates = sum(answered.values()) - len(answered)
-        letters = audit.collect(self.options, self.outputs[1])
+        letters = collect(self.options, self.outputs[1])
         self.result.dead_letters = letters.n_records
         rows = audit.ledger_rows(self.options, f"{self.run}-ledger", None)
         self.result.already_written = sum(row.already_written for found in rows.values() for row in found)

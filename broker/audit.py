@@ -9,20 +9,20 @@ from __future__ import annotations
 import time
 from array import array
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import NamedTuple, cast
 
 import numpy as np
-from confluent_kafka import TIMESTAMP_NOT_AVAILABLE, Consumer, Message, TopicPartition
+from confluent_kafka import TIMESTAMP_NOT_AVAILABLE, Consumer, TopicPartition
 
 from broker import checkpoint
+from broker.collected import CLOCKS_APART_MS, Collected, Tell, collect
 from broker.config import Config, Source, kafka_options
 from broker.errors import KafkaError, LedgerError
 from broker.ledger import LedgerRow, Offsets
-from broker.outlets.dead_letter import ANSWERS
 from broker.reconcile import Books, Outside, Place, Records, Window, look_up, outside, place_of, printable, reconcile
 from broker.repeats import Again, find_repeats
 from broker.topics import (
@@ -39,27 +39,8 @@ from broker.topics import (
 )
 
 HOUR_MS = 3_600_000
-CLOCKS_APART_MS = 600_000  # between the survey's time stamps and ours; a batch's records and its ledger row
 MAX_HOURS = 10_000
-FETCH = 10_000
-_WAITING = b"schema_unavailable"
 FIRST_ANSWERED = "the first answered"
-Tell = Callable[[str, int], None]
-
-
-@dataclass
-class Collected:
-    """What the records of one topic answer: offsets by (b"source:topic:partition", b"model"), 8 bytes a record.
-
-    answers: those of them that answer a dead letter; waiting: those rejected for want of a schema.
-    strays: offsets, by partition, of records without our headers.
-    """
-
-    offsets: defaultdict[tuple[bytes, bytes], array[int]] = field(default_factory=lambda: defaultdict(_offsets))
-    answers: defaultdict[tuple[bytes, bytes], array[int]] = field(default_factory=lambda: defaultdict(_offsets))
-    waiting: defaultdict[tuple[bytes, bytes], array[int]] = field(default_factory=lambda: defaultdict(_offsets))
-    strays: defaultdict[int, array[int]] = field(default_factory=lambda: defaultdict(_offsets))
-    n_records: int = 0
 
 
 @dataclass(frozen=True)
@@ -142,67 +123,6 @@ def audit(
 
 
 # --- the output topics --------------------------------------------------------------------------------------------
-
-
-def collect(
-    options: Mapping[str, str], topic: str, since_ms: int | None = None, tell: Tell = lambda topic, n: None
-) -> Collected:
-    """Headers of every record of an output topic, all partitions at once, up to their ends as of now."""
-    found = Collected()
-    with open_consumer(options, reset="earliest") as consumer:
-        held = reaches(consumer, topic)
-        starts = {partition: reach.first for partition, reach in held.items()}
-        if since_ms is not None:
-            starts = {p: max(offset, starts[p]) for p, offset in offsets_at(consumer, topic, held, since_ms).items()}
-        waiting = {partition for partition, first in starts.items() if first < held[partition].last_exclusive}
-        consumer.assign([TopicPartition(topic, partition, starts[partition]) for partition in sorted(waiting)])
-        deadline = time.monotonic() + TIMEOUT_S
-        while waiting:
-            messages = consumer.consume(FETCH, timeout=0.2)
-            waiting -= take(messages, found)
-            waiting -= _at_end(consumer, topic, waiting, held)
-            if messages:
-                deadline = time.monotonic() + TIMEOUT_S
-                tell(topic, found.n_records)
-            if time.monotonic() > deadline:
-                raise KafkaError(f"{topic}: can't be read within {TIMEOUT_S:g} s; partitions {sorted(waiting)} wait")
-    return found
-
-
-def take(messages: Iterable[Message], found: Collected) -> set[int]:
-    """Add the records to what was found; partitions that have come to their end. One pass, nothing kept but offsets."""
-    ended, offsets = set(), found.offsets
-    for message in messages:
-        if message.error() is not None:
-            if end_of(message):
-                ended.add(cast(int, message.partition()))
-            continue
-        found.n_records += 1
-        try:
-            named = cast("dict[str, bytes]", dict(message.headers()))  # type: ignore[arg-type]  # None is a stray
-            prefix, offset = named["alert"].rsplit(b":", 1)
-            model = named["model"]
-            if model is None:
-                raise ValueError("header without a value")
-            offsets[prefix, model].append(int(offset))
-            if len(named) > 2:
-                if named.get("reason") == _WAITING:
-                    found.waiting[prefix, model].append(int(offset))
-                if ANSWERS in named:
-                    found.answers[prefix, model].append(int(offset))
-        except (TypeError, KeyError, AttributeError, ValueError, OverflowError):
-            found.strays[cast(int, message.partition())].append(cast(int, message.offset()))
-    return ended
-
-
-def _at_end(consumer: Consumer, topic: str, waiting: set[int], held: Mapping[int, Reach]) -> set[int]:
-    """Partitions read up to the end that they had at the start, while a job writes on."""
-    places = consumer.position([TopicPartition(topic, partition) for partition in waiting]) if waiting else []
-    return {place.partition for place in places if place.offset >= held[place.partition].last_exclusive}
-
-
-def _offsets() -> array[int]:
-    return array("q")
 
 
 def _by_place(classifications: Collected, dead_letters: Collected) -> dict[Place, Records]:

@@ -19,8 +19,8 @@ import numpy as np
 import pyarrow as pa
 
 from broker import job, surveys
-from broker.audit import CLOCKS_APART_MS, collect
 from broker.classify import Answer, Assignment, classify, classify_alone
+from broker.collected import CLOCKS_APART_MS, collect
 from broker.config import Config, Source, kafka_options
 from broker.deadletter import Rejected, Selection, letters, original_of, read_letters, struct_of
 from broker.errors import UsageError

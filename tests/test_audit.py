@@ -24,8 +24,9 @@ from running import Alert, broker, send, topics_of, write_config
 from samples import whole
 
 from broker import config as configs
-from broker.audit import audit, collect
+from broker.audit import audit
 from broker.classify import classify
+from broker.collected import collect
 from broker.embedded import EmbeddedKafka
 from broker.ledger import Gap, LedgerRow, runs
 from broker.outlets import Headers, dead_letter, native, rows

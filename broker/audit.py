@@ -89,6 +89,8 @@ def audit(
     read_from = None if since_ms is None else since_ms - CLOCKS_APART_MS
     with open_consumer(options) as asker:
         windows = [w for source in chosen for w in windows_of(asker, source, since_ms, until_ms, notes)]
+        # These two topics carry every verdict. An outlet with a filter does not: its records, collected like these, have
+        # to be held against the counts of what it passed in the ledger's rows, and only together with those be judged.
         collected = [collect(options, topic, read_from, tell) for topic in output.topics[:2]]
         tops = {topic: reaches(asker, topic) for topic in {w.place.topic for w in windows}}
         answers = _by_place(*collected)

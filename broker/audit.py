@@ -89,8 +89,8 @@ def audit(
     read_from = None if since_ms is None else since_ms - CLOCKS_APART_MS
     with open_consumer(options) as asker:
         windows = [w for source in chosen for w in windows_of(asker, source, since_ms, until_ms, notes)]
-        # These two topics carry every verdict. An outlet with a filter does not: its records, collected like these, have
-        # to be held against the counts of what it passed in the ledger's rows, and only together with those be judged.
+        # These two topics carry every verdict. An outlet with a filter does not: its records, collected like these,
+        # have to be held against the counts of what it passed in the ledger's rows.
         collected = [collect(options, topic, read_from, tell) for topic in output.topics[:2]]
         tops = {topic: reaches(asker, topic) for topic in {w.place.topic for w in windows}}
         answers = _by_place(*collected)
@@ -111,7 +111,12 @@ def audit(
         books=[one.with_holes(holes) for one in books],
         windows=windows,
         outside=[
-            outside(w, answers.get(w.place, Records()), tops[w.place.topic][w.place.partition].last_exclusive)
+            outside(
+                w,
+                answers.get(w.place, Records()),
+                tops[w.place.topic][w.place.partition].last_exclusive,
+                rows.get(w.place, ()),
+            )
             for w in windows
         ],
         elsewhere=_elsewhere(collected, places),

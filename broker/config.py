@@ -18,6 +18,8 @@ from pydantic_core.core_schema import ValidationInfo
 from broker.complaint import MASK, is_secret, tell
 from broker.errors import ConfigError
 from broker.limits import Limits
+from broker.lookup import Lookup
+from broker.upkeep import Upkeep
 
 Survey = Literal["lsst", "ztf", "elasticc"]
 
@@ -161,6 +163,7 @@ class Source(_Table):
     start: Literal["earliest", "latest"] | datetime | None = None
     max_alerts_per_batch: Count = 10_000  # one LSST visit; what a batch costs whatever its size: docs/operating.md
     max_alert_bytes: Annotated[int, Field(strict=True, ge=1024, le=268_435_456)] = 16_777_216
+    on_data_loss: Literal["stop", "go_on"] = "stop"  # alerts that the topic has deleted before they were read
     zero_point: Number = 31.4
     programids: Annotated[tuple[Whole, ...], Field(min_length=1)] = (1,)
 
@@ -261,6 +264,8 @@ class Config(_Table):
     policy: Policy = Policy()
     limits: Limits = Limits()
     spark: Spark = Spark()
+    service: Upkeep = Upkeep()
+    registry: Lookup = Lookup()
     _file: Path = PrivateAttr(default=Path("config"))
 
     @property
@@ -317,9 +322,9 @@ class Setting(NamedTuple):
 def effective(config: Config) -> list[Setting]:
     """Every setting in force, in the order of the tables; the origin is the file, 'default' or the environment."""
     rows = []
-    tables: list[tuple[str, BaseModel]] = [("kafka", config.kafka), ("model", config.model), ("output", config.output)]
+    tables: list[tuple[str, BaseModel]] = [(name, getattr(config, name)) for name in ("kafka", "model", "output")]
     tables += [(f"source[{source.name}]", source) for source in config.sources]
-    tables += [("policy", config.policy), ("limits", config.limits), ("spark", config.spark)]
+    tables += [(name, getattr(config, name)) for name in ("policy", "limits", "spark", "service", "registry")]
     for table, model in tables:
         for name in type(model).model_fields:
             origin = str(config.file) if name in model.model_fields_set else "default"
@@ -333,8 +338,7 @@ def effective(config: Config) -> list[Setting]:
 
 def kafka_options(config: Config) -> dict[str, str]:
     """Settings for librdkafka, with the login from the environment. Raises ConfigError for a missing variable."""
-    java_only = ("ssl.truststore.", "ssl.keystore.")
-    options = {key: value for key, value in config.kafka.options.items() if not key.startswith(java_only)}
+    options = {k: v for k, v in config.kafka.options.items() if not k.startswith(("ssl.truststore.", "ssl.keystore."))}
     options["bootstrap.servers"] = config.kafka.bootstrap_servers
     login = _login(config)
     if login is not None:
@@ -349,11 +353,9 @@ def spark_kafka_options(config: Config) -> dict[str, str]:
     """
     options = {f"kafka.{key}": value for key, value in config.kafka.options.items()}
     options["kafka.bootstrap.servers"] = config.kafka.bootstrap_servers
-    authorities = options.pop("kafka.ssl.ca.location", None)
-    if authorities is not None:
+    if (authorities := options.pop("kafka.ssl.ca.location", None)) is not None:
         options.update({"kafka.ssl.truststore.type": "PEM", "kafka.ssl.truststore.location": authorities})
-    mechanism = options.pop("kafka.sasl.mechanisms", None)
-    if mechanism is not None:
+    if (mechanism := options.pop("kafka.sasl.mechanisms", None)) is not None:
         options.setdefault("kafka.sasl.mechanism", mechanism)
     login = _login(config)
     if login is not None:

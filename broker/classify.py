@@ -28,7 +28,7 @@ from broker.outlets import HEADERS_TYPE, Passport, dead_letter, native, rows
 from broker.second_reader import Refusal
 from broker.surveys import Survey
 from broker.tally import Tally
-from broker.verdict import REJECTED, Coordinates, Verdicts, judge
+from broker.verdict import EMPTY, REJECTED, Coordinates, Verdicts, judge
 from broker.written import Written
 
 ALONE_TIMEOUT_S = 60
@@ -52,6 +52,7 @@ class Assignment:
     max_alert_bytes: int
     max_dead_letter_bytes: int
     written: Written = field(default_factory=Written)
+    uncounted: frozenset[str] = frozenset({EMPTY})  # by the limits on rejections
     learnt: tuple[registry.Writer, ...] = ()
 
 
@@ -79,6 +80,7 @@ def task(assignment: Assignment) -> Callable[[Iterable[pa.RecordBatch]], Iterato
             int(context.getLocalProperty("streaming.sql.batchId") or -1),  # absent in a batch job
             context.partitionId(),
             assignment.passport.model,
+            assignment.uncounted,
         )
         if tally.batch >= 0 and context.attemptNumber() > 0:
             # What the first try has written can only be left out by a batch that is begun anew.

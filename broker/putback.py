@@ -24,9 +24,11 @@ from broker.collected import CLOCKS_APART_MS, collect
 from broker.config import Config, Source, kafka_options
 from broker.deadletter import Rejected, Selection, letters, original_of, read_letters, struct_of
 from broker.errors import UsageError
+from broker.learning import Learner
 from broker.outlets import HEADERS_TYPE
 from broker.outlets.dead_letter import ANSWERS
 from broker.reconcile import place_of
+from broker.registry_client import RegistryClient
 from broker.replay import replay
 from broker.topics import check_topics
 from broker.verdict import REJECTED
@@ -71,6 +73,8 @@ def put_back(config: Config, selection: Selection, dry_run: bool = False, tell: 
         for source in config.sources:
             if selection.source in (None, source.name):
                 stack.enter_context(_alone_on(source.checkpoint))
+        if config.registry.url:
+            Learner(RegistryClient(config.registry), config.registry.refresh_s).begin()
         newest = _newest(letters(config, selection), done)
         if not newest:
             return done

@@ -11,7 +11,7 @@ from broker import checkpoint
 from broker.errors import LedgerError
 from broker.ledger import LedgerRow
 from broker.limits import Limits
-from broker.verdict import is_counted_rejection, is_uncounted
+from broker.verdict import EMPTY, REJECTED
 
 
 @dataclass(frozen=True)
@@ -42,10 +42,13 @@ class _Run:
 
 
 class Rejections:
-    """What one source has rejected lately. Nothing is kept on disk: after a start the ledger's rows tell it again."""
+    """What one source has rejected lately. Nothing is kept on disk: after a start the ledger's rows tell it again.
 
-    def __init__(self, limits: Limits) -> None:
-        self._limits = limits
+    uncounted: verdicts that are passed over (verdict.uncounted), the same as in the tasks.
+    """
+
+    def __init__(self, limits: Limits, uncounted: frozenset[str] = frozenset({EMPTY})) -> None:
+        self._limits, self._uncounted = limits, uncounted
         self._batches: deque[_Batch] = deque()
         self._runs: defaultdict[tuple[str, int], _Run] = defaultdict(_Run)
 
@@ -61,8 +64,8 @@ class Rejections:
         excess = None
         for row in rows:
             excess = self._add_run(row, planned_at_ms) or excess
-        counts = [(verdict, n) for row in rows for verdict, n in row.counts.items() if not is_uncounted(verdict)]
-        n_rejected = sum(n for verdict, n in counts if is_counted_rejection(verdict))
+        counts = [(verdict, n) for row in rows for verdict, n in row.counts.items() if verdict not in self._uncounted]
+        n_rejected = sum(n for verdict, n in counts if verdict.startswith(f"{REJECTED}/"))
         self._batches.append(_Batch(planned_at_ms, sum(n for _, n in counts), n_rejected))
         return self._ratio() or excess
 
@@ -82,7 +85,7 @@ class Rejections:
     def _add_run(self, row: LedgerRow, planned_at_ms: int) -> Excess | None:
         """Carry a partition's run on into a row; the longest one that this shows, where it is too long."""
         at_begin, longest, at_end = row.rejected_runs
-        n_counted = sum(n for verdict, n in row.counts.items() if not is_uncounted(verdict))
+        n_counted = sum(n for verdict, n in row.counts.items() if verdict not in self._uncounted)
         run, place = self._runs[row.topic, row.partition], (row.topic, row.partition)
         joined, since_ms = run.n + at_begin, run.since_ms if run.n else planned_at_ms
         if at_begin == n_counted:  # nothing else in the row

@@ -171,7 +171,9 @@ class Service:
             assignment = job.assign(self.config, source, limits)
             take_over(source.checkpoint, imprint(source, output.topics, cluster, assignment.passport))
             budget = Budget(upkeep.restarts, upkeep.restart_window_s)
-            streams.append(Stream(source, limits, assignment, budget, Rejections(self.config.limits)))
+            streams.append(
+                Stream(source, limits, assignment, budget, Rejections(self.config.limits, assignment.uncounted))
+            )
             self._health.sources[source.name] = streams[-1].health
             if source.on_data_loss == "stop":
                 self._look_for_expired(streams[-1])

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from broker.ledger import LedgerRow, runs, runs_of_true
 from broker.lightcurve import Bools, Integers
-from broker.verdict import is_counted_rejection, is_uncounted
+from broker.verdict import EMPTY, REJECTED
 
 
 @dataclass
@@ -22,6 +22,7 @@ class Tally:
     batch: int
     task: int
     model: str
+    uncounted: frozenset[str] = frozenset({EMPTY})  # by the limits on rejections
     offsets: dict[tuple[str, int], list[Integers]] = field(default_factory=dict)
     verdicts: dict[tuple[str, int], list[str]] = field(default_factory=dict)
     already_written: Counter[tuple[str, int]] = field(default_factory=Counter)
@@ -45,7 +46,7 @@ class Tally:
         for place, parts in sorted(self.offsets.items()):
             offsets, verdicts = np.concatenate(parts), self.verdicts[place]
             in_order = [verdicts[i] for i in np.argsort(offsets, kind="stable")]
-            rejected = [is_counted_rejection(verdict) for verdict in in_order if not is_uncounted(verdict)]
+            rejected = [verdict.startswith(f"{REJECTED}/") for verdict in in_order if verdict not in self.uncounted]
             found.append(
                 LedgerRow(
                     source=self.source,

@@ -41,18 +41,16 @@ REASONS: dict[str, tuple[str, ...]] = {
         "kills_reader",
     ),
 }
-_UNCOUNTED = f"{REJECTED}/empty"
+EMPTY = f"{REJECTED}/empty"
 _ANSWERS = (*REASONS[CLASSIFIED], *REASONS[ABSTAINED])  # reason codes of alerts that were read
 
 
-def is_uncounted(verdict: str) -> bool:
-    """Whether a "status/reason" says nothing of the stream's health: a value that is empty on purpose (a tombstone)."""
-    return verdict == _UNCOUNTED
+def uncounted(learns_schemas: bool) -> frozenset[str]:
+    """Rejections ("status/reason") that the limits on rejections pass over: they tell of nothing that is broken here.
 
-
-def is_counted_rejection(verdict: str) -> bool:
-    """Whether a "status/reason" counts towards the limits on rejections."""
-    return verdict.startswith(f"{REJECTED}/") and verdict != _UNCOUNTED
+    A value that is empty on purpose (a tombstone); an alert whose schema is not known yet, where the job asks for it.
+    """
+    return frozenset({EMPTY, f"{REJECTED}/schema_unavailable"} if learns_schemas else {EMPTY})
 
 
 @dataclass(frozen=True)

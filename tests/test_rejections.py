@@ -20,6 +20,7 @@ from broker.ledger import LedgerRow, runs, runs_of_true
 from broker.letter_report import in_common
 from broker.limits import Limits
 from broker.rejections import Rejections, recent
+from broker.verdict import uncounted
 
 SOUND, BAD, EMPTY = "classified/ok", "rejected/damaged", "rejected/empty"
 
@@ -94,6 +95,13 @@ def test_batches_from_before_count_from_are_forgiven() -> None:
     assert found is not None
     assert found.words == "6 of the last 26 alerts were rejected (23 %; limits.max_rejected_ratio is 0.2)"
     assert found.since_ms == at
+
+
+def test_alerts_that_wait_for_a_schema_count_where_nobody_asks_for_it() -> None:
+    waiting = LedgerRow("ztf", 0, 0, "night", 0, ((0, 99),), {"rejected/schema_unavailable": 100}, "m@1")
+    limits = Limits(min_alerts=50)
+    assert Rejections(limits, uncounted(learns_schemas=True)).add([waiting], 0) is None
+    assert Rejections(limits, uncounted(learns_schemas=False)).add([waiting], 0) is not None
 
 
 @pytest.mark.parametrize(

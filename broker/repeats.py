@@ -36,7 +36,7 @@ class Again:
 
 
 @dataclass
-class _Columns:
+class Columns:
     """Answered alerts of one source (of the config), a row each; place: index into `places`; hash: of the points."""
 
     source_id: array[int] = field(default_factory=lambda: array("q"))
@@ -53,7 +53,7 @@ def find_repeats(
 
     By the survey's order: Kafka's time of the alert, then its partition and offset. Raises KafkaError.
     """
-    columns: dict[str, _Columns] = {}
+    columns: dict[str, Columns] = {}
     places: dict[bytes, int] = {}
     for n, message in enumerate(read_all(options, topic, since_ms), 1):
         if n % TELL_EVERY == 0:
@@ -63,17 +63,18 @@ def find_repeats(
         place, read = place_of(prefix), read_record(message.value() or b"")
         if place is None or read is None or not offset.isdigit():
             continue
-        mine = columns.setdefault(place.source, _Columns())
+        mine = columns.setdefault(place.source, Columns())
         mine.source_id.append(read[0])
         mine.hash.append(read[1])
         mine.time.append(read[2])
         mine.place.append(places.setdefault(prefix, len(places)))
         mine.offset.append(int(offset))
     names = [cast(Place, place_of(prefix)) for prefix in places]
-    return [again for mine in columns.values() for again in _again(mine, names)]
+    return [again for mine in columns.values() for again in again_in(mine, names)]
 
 
-def _again(columns: _Columns, places: list[Place]) -> list[Again]:
+def again_in(columns: Columns, places: list[Place]) -> list[Again]:
+    """Each alert but the first of every source id, beside the one before it."""
     ids, time, place, offset = (
         np.array(getattr(columns, c), np.int64) for c in ("source_id", "time", "place", "offset")
     )

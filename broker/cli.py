@@ -15,6 +15,7 @@ from rich.text import Text
 from broker import __version__
 from broker.cli_letters import app as letters_app
 from broker.cli_letters import time_of
+from broker.cli_schemas import app as schemas_app
 from broker.errors import BrokerError, UsageError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
@@ -23,6 +24,7 @@ models_app = typer.Typer(no_args_is_help=True, help="Released models and their c
 app.add_typer(config_app, name="config")
 app.add_typer(letters_app, name="dead-letters")
 app.add_typer(models_app, name="models")
+app.add_typer(schemas_app, name="schemas")
 
 out = Console(soft_wrap=True)
 ConfigFile = Annotated[Path, typer.Option("--config", help="TOML file with the settings of the job.")]

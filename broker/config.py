@@ -60,7 +60,6 @@ class Kafka(_Table):
     """[kafka]: the cluster that alerts come from and verdicts go to; `options` holds client settings by Kafka's names.
 
     A login is two environment variables; `sasl.mechanism` and `security.protocol` in `options` say how it is used.
-    Both clients get the settings: librdkafka by `kafka_options`, Java by `spark_kafka_options`.
     """
 
     bootstrap_servers: Annotated[str, Field(min_length=1)]

@@ -25,6 +25,8 @@ from broker.ledger import Gap
 _log = logging.getLogger(__name__)
 
 TIMEOUT_S = 30.0
+TOLD_EVERY_S = 60.0
+_told: dict[int, float] = {}  # when a fault of this code was last told
 _NO_LEADER_YET = (Fault.NOT_LEADER_FOR_PARTITION, Fault.LEADER_NOT_AVAILABLE)
 
 
@@ -218,7 +220,7 @@ def open_consumer(options: Mapping[str, str], reset: str = "error") -> Consumer:
         "enable.auto.commit": False,
         "enable.partition.eof": True,
         "auto.offset.reset": reset,
-        "error_cb": lambda fault: _log.warning("Kafka: %s", fault.str()),
+        "error_cb": _tell,
     }
     try:
         return Consumer(settings)
@@ -308,6 +310,14 @@ def _reach_out(options: Mapping[str, str], timeout_s: float) -> None:
                     f"{refused[0].str()}; check the two environment variables and sasl.mechanism in [kafka]"
                 ) from error
             raise _NotYetError(faults[0].str() if faults else reason(error)) from error
+
+
+def _tell(fault: Fault) -> None:
+    """A line for each kind of fault, a minute apart: while Kafka is away librdkafka tells of ten attempts a second."""
+    now = time.monotonic()
+    if now - _told.get(fault.code(), float("-inf")) >= TOLD_EVERY_S:
+        _told[fault.code()] = now
+        _log.warning("Kafka: %s", fault.str())
 
 
 def _admin(options: Mapping[str, Any]) -> AdminClient:

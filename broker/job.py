@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 from pyspark.sql import Column, DataFrame
@@ -21,6 +22,7 @@ from broker.ledger import Gap
 from broker.lightcurve import RULES_VERSION
 from broker.outlets import ROWS_DDL, Passport
 from broker.surveys import Survey
+from broker.verdict import uncounted
 
 
 def build(frames: DataFrame, survey: Survey, assignment: Assignment, alone: Iterable[Gap] = ()) -> DataFrame:
@@ -55,7 +57,7 @@ def before_hop(frames: DataFrame, survey: Survey, assignment: Assignment, alone:
 def assign(config: Config, source: Source, limits: dict[str, int]) -> Assignment:
     """What the tasks of a source must know. limits: largest message of each output topic, bytes."""
     output = config.output
-    return assignment(
+    made = assignment(
         source.name,
         source.survey,
         models.find(config.model.name),
@@ -66,6 +68,7 @@ def assign(config: Config, source: Source, limits: dict[str, int]) -> Assignment
         source.max_alert_bytes,
         limits[output.dead_letters],
     )
+    return replace(made, uncounted=uncounted(learns_schemas=bool(config.registry.url)))
 
 
 def assignment(

@@ -19,11 +19,11 @@ from datetime import UTC, datetime
 from py4j.protocol import Py4JError
 from pyspark.sql import DataFrame, SparkSession
 
-from broker import checkpoint, job, registry, retention, session, sources
+from broker import checkpoint, excess, job, registry, retention, session, sources
 from broker import model as models
 from broker.config import Config, Source, kafka_options, spark_kafka_options
 from broker.drain import drain
-from broker.errors import BrokerError, ConfigError, KafkaError
+from broker.errors import BrokerError, ConfigError, KafkaError, RejectionError
 from broker.health import Health
 from broker.imprint import imprint, take_over
 from broker.java import java
@@ -33,6 +33,7 @@ from broker.ledger_topic import ROWS_KEPT_MS, LedgerTopic
 from broker.leftovers import Notes, find_written
 from broker.lock import Lock
 from broker.registry_client import RegistryClient
+from broker.rejections import Rejections, recent
 from broker.signals import heard
 from broker.stream import Stream
 from broker.supervise import Budget, Fault, judge
@@ -83,11 +84,12 @@ class Service:
                 search.result()
             if self.stopping.is_set():
                 return self.answered
-            since = min((c.planned_at_ms for s in streams if (c := s.committed())), default=int(time.time() * 1000))
+            lately = {stream.name: recent(stream.source.checkpoint, self.config.limits) for stream in streams}
+            since = min((c.planned_at_ms for found in lately.values() for c in found), default=int(time.time() * 1000))
             names = [stream.name for stream in streams]
             ledger = stack.enter_context(LedgerTopic(self._kafka, self.config.output.ledger, names, since))
             for stream in streams:
-                self._check_last(stream, ledger)
+                self._check_last(stream, lately[stream.name], ledger)
             stack.enter_context(Notes(self._kafka, self._outputs, [stream.source.checkpoint for stream in streams]))
             for stream in streams:
                 self._start(spark, stream)
@@ -169,7 +171,9 @@ class Service:
             assignment = job.assign(self.config, source, limits)
             take_over(source.checkpoint, imprint(source, output.topics, cluster, assignment.passport))
             budget = Budget(upkeep.restarts, upkeep.restart_window_s)
-            streams.append(Stream(source, limits, assignment, budget))
+            streams.append(
+                Stream(source, limits, assignment, budget, Rejections(self.config.limits, assignment.uncounted))
+            )
             self._health.sources[source.name] = streams[-1].health
             if source.on_data_loss == "stop":
                 self._look_for_expired(streams[-1])
@@ -330,6 +334,7 @@ class Service:
                 durations, lag = stream.report(one.batch)
                 health.batch, health.committed_at, health.lag = one.batch, datetime.now(UTC).isoformat(), lag
                 _log.info("%s", log_line(stream.name, one.batch, balance, durations, lag))
+                self._limit(stream, one, balance)
             health.balanced = True
         except KafkaError as error:
             if judge(str(error)).kind == "lasting":
@@ -355,11 +360,20 @@ class Service:
         stream.checked = batch
         return balance
 
-    def _check_last(self, stream: Stream, ledger: LedgerTopic) -> None:
-        """Before the start: the newest committed batch of the checkpoint must balance."""
-        last = stream.committed()
-        if last is not None:
-            self._balance(stream, last.batch, last.spans, ledger)
+    def _check_last(self, stream: Stream, lately: list[checkpoint.Committed], ledger: LedgerTopic) -> None:
+        """Before the start: the newest committed batch must balance, and not too much be rejected up to it."""
+        query = checkpoint.query_id(stream.source.checkpoint) if lately else ""
+        for earlier in lately[:-1]:
+            rows = ledger.rows_of(stream.name, earlier.batch, query)
+            stream.rejections.add(compare(earlier.spans, rows).rows, earlier.planned_at_ms)
+        for last in lately[-1:]:
+            self._limit(stream, last, self._balance(stream, last.batch, last.spans, ledger))
+
+    def _limit(self, stream: Stream, committed: checkpoint.Committed, balance: Balance) -> None:
+        """Raise RejectionError where too much is rejected, with what the letters have in common."""
+        found = stream.rejections.add(balance.rows, committed.planned_at_ms)
+        if found is not None:
+            raise RejectionError(excess.tell(self.config, stream.name, committed.batch, found))
 
 
 def _check_start(source: Source) -> None:

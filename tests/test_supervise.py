@@ -16,7 +16,7 @@ from samples import whole
 
 from broker import checkpoint
 from broker.embedded import EmbeddedKafka, free_port
-from broker.supervise import Budget, judge
+from broker.supervise import Budget, Seldom, judge
 from broker.topics import EndOffsets
 
 AUTHORIZER = {
@@ -175,6 +175,12 @@ def test_a_budget_is_counted_within_its_window() -> None:
 def test_waits_grow_to_a_minute() -> None:
     budget = Budget(9, 1e9)
     assert [budget.spend() for _ in range(9)] == [1, 2, 4, 8, 16, 32, 60, 60, 60]
+
+
+def test_the_same_is_told_once_a_minute() -> None:
+    times = iter([0, 1, 2, 59, 60])
+    may = Seldom(60, lambda: float(next(times)))
+    assert [may(key) for key in ("a", "b", "a", "a", "a")] == [True, True, False, False, True]
 
 
 @pytest.mark.parametrize(

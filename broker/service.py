@@ -35,7 +35,7 @@ from broker.lock import Lock
 from broker.rejections import Rejections, recent
 from broker.signals import heard
 from broker.stream import Stream
-from broker.supervise import Budget, Fault, judge
+from broker.supervise import Budget, Fault, Seldom, judge
 from broker.topics import answers, check_topics, find_cluster, find_holes, find_missing, require_topics, wait_for_kafka
 
 _log = logging.getLogger(__name__)
@@ -303,14 +303,13 @@ class Service:
 
     def _is_kafka_back(self, stream: Stream) -> bool:
         """Waits for Kafka; False where the job is to end first. Raises BrokerError once it has waited too long."""
-        since = told = time.monotonic()
+        since, seldom = time.monotonic(), Seldom(60.0)
         while (reason := answers(self._kafka)) is not None:
             now, limit_s = time.monotonic(), self.config.service.kafka_away_s
             if now - since > limit_s:
                 raise BrokerError(f"source {stream.name!r}: Kafka has been away for {limit_s:g} s: {reason}")
-            if now - told > 60 or told == since:
+            if seldom("away"):
                 _log.warning("%s: waits for Kafka, for %.0f s now: %s", stream.name, now - since, reason)
-                told = now
             if self.stopping.wait(1.0):
                 return False
         return not self.stopping.is_set()

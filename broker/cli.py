@@ -77,22 +77,26 @@ def run(
 
 @app.command()
 def classify(
-    paths: Annotated[list[Path], typer.Argument(help="Files and folders: Avro containers, frames, tar, gz.")],
+    paths: Annotated[list[Path], typer.Argument(help="Files and folders: Avro, tar, gz, Parquet, light curves.")],
     output: Annotated[
         str, typer.Option("-o", "--output", help="FILE.parquet, .avro or .jsonl; '-' prints a table.")
     ] = "-",
     summary: Annotated[Path | None, typer.Option(help="Write the counts as JSON to this file.")] = None,
     model: Annotated[str, typer.Option(help="A released model, or a model folder.")] = "t2b-1",
     master: Annotated[str, typer.Option(help="Spark master.")] = "local[*]",
+    unit: Annotated[str | None, typer.Option(help="Unit of light curves' fluxes: nJy, uJy, mJy, Jy, FLUXCAL.")] = None,
+    zero_point: Annotated[float | None, typer.Option(help="In place of --unit: AB magnitude of flux 1.")] = None,
+    bands: Annotated[str | None, typer.Option(help="Whose letters curves use: lsst, ztf, ps1, des, sdss.")] = None,
 ) -> None:
-    """Classify alerts in files, without Kafka. The survey is found from the content.
+    """Classify alerts or plain light curves in files, without Kafka. What they hold is found from the content.
 
     Example: broker classify examples/alerts -o verdicts.parquet
     """
     from broker.files import classify_files
+    from broker.tables import Hints
 
     _log_to_terminal(logging.WARNING)
-    classify_files(paths, output, summary, model, master)
+    classify_files(paths, output, summary, model, master, Hints(unit, zero_point, bands))
 
 
 @app.command()

@@ -326,7 +326,7 @@ QUERY = """
 import os, sys
 import pyarrow.parquet as pq
 from pyspark.sql import SparkSession
-from broker.archive import Archive
+from broker.file_source import Archive
 from broker.java import java
 java()
 os.environ["PYSPARK_PYTHON"] = sys.executable

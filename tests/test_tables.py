@@ -1,4 +1,4 @@
-"""Alerts and light curves in tables: what they hold is found, and the verdicts are those of the same alerts as bytes."""
+"""Alerts and light curves in tables: what they hold is found; the verdicts are those of the same alerts as bytes."""
 
 import csv
 import json

@@ -1,8 +1,8 @@
 """Replay is live: the same alerts live, copied to another topic, as a part of their topic, and from files."""
 
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from broker.part import prepare
 from broker.topics import read_all, watermarks
 
 VALUES = [s.data for s in whole("ztf")[:60]] + [s.data for s in damaged()]
+BEGAN = datetime.now(UTC).replace(microsecond=0) - timedelta(hours=1)  # retention deletes what is a week old
 FIRST, LAST = 10, 25  # the part: offsets of both partitions
 
 
@@ -36,7 +37,7 @@ class Ran:
 
 
 @pytest.fixture(scope="module")
-def ran(kafka: EmbeddedKafka, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ran]:
+def ran(kafka: EmbeddedKafka, tmp_path_factory: pytest.TempPathFactory) -> Ran:
     """Alerts on two partitions, answered live."""
     folder, servers = tmp_path_factory.mktemp("part"), kafka.bootstrap_servers
     kafka.create_topics({"part-in": 2, "part-copy": 2})
@@ -50,7 +51,7 @@ def ran(kafka: EmbeddedKafka, tmp_path_factory: pytest.TempPathFactory) -> Itera
     path = write_config(folder, servers, [source], topics_of("part-live") | {"create_topics": True})
     live = broker("run", "--config", path, "--once", timeout_s=400)
     assert live.returncode == 0, live.stderr
-    yield Ran(servers, folder, path)
+    return Ran(servers, folder, path)
 
 
 def test_live_replayed_and_from_files(ran: Ran) -> None:
@@ -108,7 +109,8 @@ def letters(options: dict[str, str], topic: str) -> list[Any]:
 
 def test_parts_by_time_and_what_they_cannot_be(ran: Ran, tmp_path: Path) -> None:
     loaded = config.load(ran.config)
-    moved, ends = prepare(loaded, "x", tmp_path / "a", (), "2023-11-14T22:13:30Z", "2023-11-14T22:13:40Z")
+    since, until = ((BEGAN + timedelta(seconds=s)).isoformat() for s in (10, 20))
+    moved, ends = prepare(loaded, "x", tmp_path / "a", (), since, until)
     assert ends == {"ztf": {"part-in": {"0": 10, "1": 10}}}
     assert json.loads(str(moved.sources[0].start)) == {"part-in": {"0": 5, "1": 5}}
     assert moved.output.topics == ("x-classifications", "x-dead-letters", "x-ledger")
@@ -125,6 +127,6 @@ def test_parts_by_time_and_what_they_cannot_be(ran: Ran, tmp_path: Path) -> None
         ("x", (), '{"part-in": [1]}', "needs offsets such as"),
         ("x", (), "2033-01-01T00:00:00Z", "no alerts of ztf lie there"),
     ]
-    for number, (into, names, since, message) in enumerate(wrong):
+    for number, (into, names, text, message) in enumerate(wrong):
         with pytest.raises(UsageError, match=message):
-            prepare(loaded, into, tmp_path / f"w{number}", names, since, None)
+            prepare(loaded, into, tmp_path / f"w{number}", names, text, None)

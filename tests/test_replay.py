@@ -130,11 +130,15 @@ def test_interrupt_says_where_it_was(kafka: EmbeddedKafka, rate: float | None) -
     topic = f"replay-ctrl-c-{rate}"
     kafka.create_topics({topic: 1})
 
+    started = threading.Event()
+
     def endless() -> Iterator[Frame]:
+        started.set()
         for i in range(100_000_000):
             yield Frame(b"x", offset=i)
 
     def interrupt() -> None:
+        started.wait(60)
         time.sleep(1)
         os.kill(os.getpid(), signal.SIGINT)
 
@@ -156,9 +160,10 @@ def test_interrupt_says_where_it_was(kafka: EmbeddedKafka, rate: float | None) -
 def test_a_replay_of_a_topic_keeps_keys_headers_and_order_of_time(kafka: EmbeddedKafka) -> None:
     kafka.create_topics({"replay-from": 3, "replay-onto": 1})
     producer = Producer({"bootstrap.servers": kafka.bootstrap_servers})
+    began_ms = int(time.time() * 1000) - 3_600_000  # retention deletes what is a week old
     for i in range(30):
         producer.produce(
-            "replay-from", b"%d" % i, b"key %d" % i, i % 3, timestamp=1_700_000_000_000 + i, headers=[("n", b"%d" % i)]
+            "replay-from", b"%d" % i, b"key %d" % i, i % 3, timestamp=began_ms + i, headers=[("n", b"%d" % i)]
         )
     assert producer.flush(30) == 0
     ended = broker("replay", f"{kafka.bootstrap_servers}/replay-from", "--to", f"{kafka.bootstrap_servers}/replay-onto")

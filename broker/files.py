@@ -23,12 +23,13 @@ from rich.table import Table
 
 from broker import job, session, sources, surveys
 from broker import model as models
-from broker.archive import ALERT_SUFFIXES, PACKED_SUFFIXES, find_files, survey_of
+from broker.archive import ALERT_SUFFIXES, PACKED_SUFFIXES, find_files, schemas_beside, survey_of
 from broker.classify import Assignment
 from broker.config import Policy, Source
 from broker.errors import ArchiveError, LedgerError, UsageError
 from broker.ledger import LedgerRow
 from broker.outlets import native
+from broker.registry import Writer
 from broker.tables import SUFFIXES, Hints, Plan, is_table, look
 
 _log = logging.getLogger(__name__)
@@ -49,6 +50,7 @@ class Group:
     root: Path
     files: list[Path] = field(default_factory=list)
     plans: dict[Path, Plan] = field(default_factory=dict)
+    schemas: tuple[Writer, ...] = ()  # beside the packaged ones
 
 
 def classify_files(
@@ -95,14 +97,16 @@ def _format(output: str) -> str:
 def _groups(paths: list[Path], hints: Hints, errors: Path) -> list[Group]:
     """Files by what they hold. Alerts of no survey go with others', to be rejected; tables that fail are noted."""
     groups: dict[tuple[str, Path, bool], Group] = {}
-    homeless, failed = [], []
+    homeless = []
+    beside, strange = schemas_beside(paths)
+    failed = [{"file": str(file), "error": f"{file}: {why}"} for file, why in strange]
     for path in paths:
         if not path.exists():
             raise UsageError(f"{path}: no such file or folder")
         root = path if path.is_dir() else path.parent
         for file in find_files([path], FOUND):
             if not is_table(file):
-                if (survey := survey_of(file)) is None:
+                if (survey := survey_of(file, beside)) is None:
                     homeless.append((root, file))
                 else:
                     groups.setdefault((survey, root, False), Group(survey, root)).files.append(file)
@@ -123,6 +127,8 @@ def _groups(paths: list[Path], hints: Hints, errors: Path) -> list[Group]:
     if not groups:
         told = "; ".join(entry["error"] for entry in failed) or "no files of alerts or light curves there"
         raise ArchiveError(f"{', '.join(map(str, paths))}: {told}")
+    for group in groups.values():
+        group.schemas = tuple(writer for survey, writer in beside.values() if survey == group.survey)
     return list(groups.values())
 
 
@@ -147,7 +153,7 @@ def _rows(spark: SparkSession, group: Group, model: str, errors: Path) -> DataFr
         alerts = sources.tables(spark, group.plans, group.survey, group.root, errors)
         return job.build_from_alerts(alerts, assignment)
     frames = sources.archive(spark, group.files, group.root, MAX_ALERT_BYTES, errors)
-    return job.build(frames, surveys.find(group.survey), assignment)
+    return job.build(frames, surveys.find(group.survey), assignment, more=group.schemas)
 
 
 def _assignment(survey: str, model: str) -> Assignment:

@@ -23,13 +23,20 @@ from broker.outlets import ROWS_DDL, Passport
 from broker.surveys import Survey
 
 
-def build(frames: DataFrame, survey: Survey, assignment: Assignment, alone: Iterable[Gap] = ()) -> DataFrame:
+def build(
+    frames: DataFrame,
+    survey: Survey,
+    assignment: Assignment,
+    alone: Iterable[Gap] = (),
+    more: tuple[registry.Writer, ...] = (),
+) -> DataFrame:
     """Finished rows (topic, key, value, headers) for frames (sources.FRAME_COLUMNS): one Python node, one sink.
 
     alone: alerts to be answered one by one, each in a process of its own, since their batch killed its worker twice.
+    more: writer schemas beside the packaged ones; what the JVM can't read by them is rejected as schema_unavailable.
     Bytes, key and headers cross to Python only where the JVM has no sound alert: all others are done with them.
     """
-    return before_hop(frames, survey, assignment, alone).mapInArrow(task(assignment), ROWS_DDL)
+    return before_hop(frames, survey, assignment, alone, more).mapInArrow(task(assignment), ROWS_DDL)
 
 
 def build_from_alerts(alerts: DataFrame, assignment: Assignment) -> DataFrame:
@@ -37,9 +44,15 @@ def build_from_alerts(alerts: DataFrame, assignment: Assignment) -> DataFrame:
     return alerts.mapInArrow(task(assignment), ROWS_DDL)
 
 
-def before_hop(frames: DataFrame, survey: Survey, assignment: Assignment, alone: Iterable[Gap] = ()) -> DataFrame:
+def before_hop(
+    frames: DataFrame,
+    survey: Survey,
+    assignment: Assignment,
+    alone: Iterable[Gap] = (),
+    more: tuple[registry.Writer, ...] = (),
+) -> DataFrame:
     """What crosses to Python, one row per alert."""
-    decoded = decode(frames, survey, registry.writers(survey.name)).withColumn("alone", _within(alone))
+    decoded = decode(frames, survey, registry.writers(survey.name) + more).withColumn("alone", _within(alone))
     fits = F.length("value") <= assignment.max_alert_bytes
     decoded = decoded.withColumn("alert", F.when(fits, F.col("alert")))
     needs_bytes = F.col("alert").isNull() | F.col("alone") | implausible(survey)

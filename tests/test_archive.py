@@ -16,9 +16,9 @@ import generate
 import pyarrow.parquet as pq
 import pytest
 import reference
-from samples import ALERTS, whole
+from samples import ALERTS, SCHEMAS, whole
 
-from broker.archive import Frame, find_files, read_frames, survey_of
+from broker.archive import Frame, find_files, read_frames, schemas_beside, survey_of
 from broker.errors import ArchiveError
 
 LIMIT = 1_000_000
@@ -317,6 +317,31 @@ def test_the_survey_is_found_in_the_content(tmp_path: Path) -> None:
     assert survey_of(written(tmp_path / "late.tar", tar(late))) == "lsst"
     assert survey_of(written(tmp_path / "junk.avro", b"junk")) is None
     assert survey_of(tmp_path / "gone.avro") is None
+
+
+# --- schemas beside the alerts ------------------------------------------------------------------------------------
+
+
+def test_schemas_beside_the_alerts_are_found_and_what_is_none_is_named(tmp_path: Path) -> None:
+    text = (SCHEMAS / "lsst" / "1101.avsc").read_text()
+    written(tmp_path / "a" / "1201.json", json.dumps({"schema": text}).encode())
+    written(tmp_path / "1202.avsc", text.encode())
+    written(tmp_path / "1101.json", text.encode())  # the package knows that id
+    written(tmp_path / "77.avsc", b'{"type": "record", "name": "x", "fields": []}')  # no survey's
+    written(tmp_path / "notes.json", b"<html>")
+    broken = {"1.json": b"<html>", "2.json": b"\xff", "3.avsc": b'{"type": "recor"}', "4.avsc": b"[" * 100_000}
+    for name, data in broken.items():
+        written(tmp_path / name, data)
+    found, failed = schemas_beside([tmp_path, tmp_path / "1202.avsc"])
+    assert {key: (survey, w.schema_id, w.label) for key, (survey, w) in found.items()} == {
+        1201: ("lsst", 1201, "1201"),
+        1202: ("lsst", 1202, "1202"),
+    }
+    assert sorted(path.name for path, _ in failed) == sorted(broken)
+    assert all("is no Avro schema" in why for _, why in failed)
+    alert = written(tmp_path / "x.avro", b"\x00\x00\x00\x04\xb1" + generate.generated("lsst", "1101", 1)[0][5:])
+    assert survey_of(alert) is None
+    assert survey_of(alert, found) == "lsst"
 
 
 # --- through Spark ------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ import pytest
 import reference
 from decoding import assigned, hop
 from running import broker
-from samples import ALERTS, originals, whole
+from samples import ALERTS, SCHEMAS, originals, whole
 
 from broker import Classifier, surveys, table_rows
 from broker.classify import classify
@@ -270,6 +270,11 @@ def test_a_folder_of_all_forms(tmp_path: Path) -> None:
     packed = (ALERTS / "ztf.tar.gz").read_bytes()
     (folder / "cut.tar.gz").write_bytes(packed[: len(packed) // 2])
     (folder / "empty.parquet").write_bytes(b"")
+    unknown = b"\x00\x00\x00\x04\xb1" + next(s.data for s in whole("lsst") if s.schema == "1000")[5:]
+    (folder / "1201.bin").write_bytes(unknown)
+    (folder / "schemas").mkdir()
+    (folder / "schemas" / "1201.json").write_text((SCHEMAS / "lsst" / "1000.avsc").read_text())
+    (folder / "schemas" / "1202.json").write_text("<html>")
     with (folder / "list.csv").open("w", newline="") as file:
         csv.writer(file).writerows([["file", "sha256"], ["a", "b"]])
     out, summary = tmp_path / "out.jsonl", tmp_path / "summary.json"
@@ -277,14 +282,16 @@ def test_a_folder_of_all_forms(tmp_path: Path) -> None:
     assert ended.returncode == 3, ended.stderr
     assert "list.csv: neither alerts nor light curves" in ended.stderr
     counts = json.loads(summary.read_text())
-    assert sorted(Path(f["file"]).name for f in counts["failed_files"]) == ["cut.tar.gz", "empty.parquet"]
-    assert f"error: 2 of the files failed (named above); {counts['in']} alerts were answered" in ended.stderr
+    assert sorted(Path(f["file"]).name for f in counts["failed_files"]) == ["1202.json", "cut.tar.gz", "empty.parquet"]
+    assert "1202.json: is no Avro schema" in ended.stderr
+    assert f"error: 3 of the files failed (named above); {counts['in']} alerts were answered" in ended.stderr
     records = [json.loads(line) for line in out.read_text().splitlines()]
     topics = {name: [r for r in records if r["alert_topic"] == name] for name in ("alerts.parquet", "curves.csv")}
     assert (len(topics["alerts.parquet"]), len(topics["curves.csv"])) == (len(values), 8)
     n_cut = sum(r["alert_topic"].startswith("cut.tar.gz/") for r in records)
     assert f"{n_cut} alerts of it were read" in ended.stderr
-    assert counts["in"] == len(records) == 2 * len(values) + 8 + n_cut
+    assert counts["in"] == len(records) == 2 * len(values) + 9 + n_cut
+    assert [r["alert_schema"] for r in records if r["alert_topic"] == "1201.bin"] == ["1201"]
     by_id: dict[str, list[Any]] = {}
     for record in records:
         if record["alert_topic"].endswith((".parquet", ".avro")) and "/" not in record["alert_topic"]:

@@ -20,7 +20,8 @@ from broker.config import Config, Source, kafka_options
 from broker.errors import UsageError
 from broker.ledger import Balance, Span
 from broker.ledger_topic import LedgerTopic
-from broker.service import Service, Stream
+from broker.service import Service
+from broker.stream import Stream
 from broker.topics import Reach, offsets_at, open_consumer, reaches
 
 _log = logging.getLogger(__name__)

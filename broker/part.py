@@ -102,7 +102,8 @@ def prepare(
         for source in sources
     ]
     output = config.output.model_copy(update=outputs)
-    return config.model_copy(update={"sources": tuple(moved), "output": output}), ends
+    upkeep = config.service.model_copy(update={"health_file": None})  # that one tells of the live job
+    return config.model_copy(update={"sources": tuple(moved), "output": output, "service": upkeep}), ends
 
 
 def _offsets(config: Config, source: Source, since: str | None, until: str | None) -> tuple[Offsets, Offsets]:

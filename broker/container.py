@@ -81,12 +81,19 @@ def read_header(head: bytes) -> tuple[Header, int]:
 
 def is_single(header: Header, rest: bytes) -> bool:
     """Whether what follows the header is one record in one block without a codec: a container that stays as it is."""
+    return single(header, rest) is not None
+
+
+def single(header: Header, rest: bytes) -> bytes | None:
+    """The body of such a record, None where the container is another."""
     file = BytesIO(rest)
     try:
         count, size = _read_long(file), _read_long(file)
     except Unreadable:
-        return False
-    return header.codec == "null" and count == 1 and len(rest) - file.tell() == size + 16
+        return None
+    start = file.tell()
+    is_one = header.codec == "null" and count == 1 and len(rest) - start == size + 16
+    return rest[start : start + size] if is_one else None
 
 
 def records(header: Header, file: BinaryIO) -> Iterator[bytes]:

@@ -64,7 +64,9 @@ def observed(value: bytes | None) -> Observed | None:
         try:
             header, end = container.read_header(value)
             reader = _reader_of(header.schema)
-            body = next(container.records(header, BytesIO(value[end:])), None)
+            body = container.single(header, value[end:])
+            if body is None:
+                body = next(container.records(header, BytesIO(value[end:])), None)
         except container.Unreadable:
             return None
         return reader.read(body) if reader and body is not None else None
@@ -96,10 +98,17 @@ def _reader_of(text: str) -> _Reader | None:
             fields={survey.trigger: dict.fromkeys(columns, "double")},
             essential=(f"{survey.trigger}.{table.time}",),
         )
-        writer, reader = schema_pair(json.loads(text), only, widest=True)
+        writer, reader = schema_pair(_up_to(json.loads(text), survey.trigger), only, widest=True)
         return _Reader(survey, fastavro.parse_schema(writer), fastavro.parse_schema(reader))
     except (container.Unreadable, SchemaError):
         return None
+
+
+def _up_to(schema: registry.Schema, field: str) -> registry.Schema:
+    """The schema without the fields behind this one: walking over a deep alert's history takes 11 ms."""
+    fields = cast(list[dict[str, Any]], schema["fields"])
+    last = next((i for i, f in enumerate(fields) if f["name"] == field), len(fields))
+    return {**schema, "fields": fields[: last + 1]}
 
 
 # --- moments and nights -------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ import json
 import os
 import tarfile
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING, BinaryIO, cast
 from broker import container
 from broker.errors import ArchiveError
 from broker.recognise import survey_of_schema, survey_of_value
-from broker.registry import Writer, by_id
-from broker.wire import CONTAINER_MAGIC, schema_id_of
+from broker.registry import Writer
+from broker.wire import CONTAINER_MAGIC
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
@@ -243,12 +243,12 @@ class _Joined(io.RawIOBase):
 # --- schemas beside them ------------------------------------------------------------------------------------------
 
 
-def schemas_beside(folders: Sequence[Path]) -> tuple[dict[int, tuple[str, Writer]], list[tuple[Path, str]]]:
-    """Survey and writer schema by id, of the files ID.json and ID.avsc below the folders; and those that are none.
+def schemas_beside(folders: Sequence[Path]) -> tuple[list[Writer], list[tuple[Path, str]]]:
+    """Writer schemas of LSST in the files ID.json and ID.avsc below the folders; and those files that hold none.
 
-    A file holds the schema itself or a registry's answer, {"schema": "..."}. Ids that the package knows are left out.
+    A file holds the schema itself or a registry's answer, {"schema": "..."}. They are for `registry.learn`.
     """
-    found: dict[int, tuple[str, Writer]] = {}
+    found: list[Writer] = []
     failed: list[tuple[Path, str]] = []
     for path in (file for folder in folders if folder.is_dir() for file in _walk(folder)):
         if path.suffix not in (".json", ".avsc") or not path.stem.isascii() or not path.stem.isdigit():
@@ -264,24 +264,19 @@ def schemas_beside(folders: Sequence[Path]) -> tuple[dict[int, tuple[str, Writer
         except (OSError, ValueError, RecursionError, container.Unreadable) as error:
             failed.append((path, f"is no Avro schema: {error}"))
             continue
-        if survey is not None and by_id(schema_id) is None:
-            found[schema_id] = survey, Writer(str(schema_id), text, schema_id)
+        if survey == "lsst":
+            found.append(Writer(str(schema_id), text, schema_id))
     return found, failed
 
 
 # --- whose alerts -------------------------------------------------------------------------------------------------
 
 
-def survey_of(
-    path: Path, beside: Mapping[int, tuple[str, Writer]] | None = None, max_alert_bytes: int = 16_777_216
-) -> str | None:
+def survey_of(path: Path, max_alert_bytes: int = 16_777_216) -> str | None:
     """lsst, ztf or elasticc, by what is in a file's first alerts; None where none of the first ten tells."""
     try:
         for number, frame in enumerate(read_frames(path, path, max_alert_bytes), start=1):
-            value = frame.value or b""
-            survey = survey_of_value(value)
-            if survey is None and beside and (known := beside.get(schema_id_of(value) or -1)):
-                survey = known[0]
+            survey = survey_of_value(frame.value or b"")
             if survey is not None or number == _LOOK_AT:
                 return survey
     except ArchiveError:

@@ -33,6 +33,7 @@ CLOCKS_AND_PLACES = (
     "alert_partition",
     "alert_offset",
     "alert_timestamp",
+    "repeats_alert",
 )
 _TOPICS = re.compile(r"([^/]+:\d{1,5})/([A-Za-z0-9._,-]+)")
 _LETTER = ("reason", "detail")  # what is compared of a dead letter

@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from broker import job, session, sources, surveys
+from broker import job, registry, session, sources, surveys
 from broker import model as models
 from broker.archive import ALERT_SUFFIXES, PACKED_SUFFIXES, find_files, schemas_beside, survey_of
 from broker.classify import Assignment
@@ -29,7 +29,6 @@ from broker.config import Policy, Source
 from broker.errors import ArchiveError, LedgerError, UsageError
 from broker.ledger import LedgerRow
 from broker.outlets import native
-from broker.registry import Writer
 from broker.tables import SUFFIXES, Hints, Plan, is_table, look
 
 _log = logging.getLogger(__name__)
@@ -50,7 +49,6 @@ class Group:
     root: Path
     files: list[Path] = field(default_factory=list)
     plans: dict[Path, Plan] = field(default_factory=dict)
-    schemas: tuple[Writer, ...] = ()  # beside the packaged ones
 
 
 def classify_files(
@@ -99,6 +97,7 @@ def _groups(paths: list[Path], hints: Hints, errors: Path) -> list[Group]:
     groups: dict[tuple[str, Path, bool], Group] = {}
     homeless = []
     beside, strange = schemas_beside(paths)
+    registry.learn(beside)
     failed = [{"file": str(file), "error": f"{file}: {why}"} for file, why in strange]
     for path in paths:
         if not path.exists():
@@ -106,7 +105,7 @@ def _groups(paths: list[Path], hints: Hints, errors: Path) -> list[Group]:
         root = path if path.is_dir() else path.parent
         for file in find_files([path], FOUND):
             if not is_table(file):
-                if (survey := survey_of(file, beside)) is None:
+                if (survey := survey_of(file)) is None:
                     homeless.append((root, file))
                 else:
                     groups.setdefault((survey, root, False), Group(survey, root)).files.append(file)
@@ -127,8 +126,6 @@ def _groups(paths: list[Path], hints: Hints, errors: Path) -> list[Group]:
     if not groups:
         told = "; ".join(entry["error"] for entry in failed) or "no files of alerts or light curves there"
         raise ArchiveError(f"{', '.join(map(str, paths))}: {told}")
-    for group in groups.values():
-        group.schemas = tuple(writer for survey, writer in beside.values() if survey == group.survey)
     return list(groups.values())
 
 
@@ -153,7 +150,7 @@ def _rows(spark: SparkSession, group: Group, model: str, errors: Path) -> DataFr
         alerts = sources.tables(spark, group.plans, group.survey, group.root, errors)
         return job.build_from_alerts(alerts, assignment)
     frames = sources.archive(spark, group.files, group.root, MAX_ALERT_BYTES, errors)
-    return job.build(frames, surveys.find(group.survey), assignment, more=group.schemas)
+    return job.build(frames, surveys.find(group.survey), assignment)
 
 
 def _assignment(survey: str, model: str) -> Assignment:

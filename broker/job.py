@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 from pyspark.sql import Column, DataFrame
@@ -21,22 +22,16 @@ from broker.ledger import Gap
 from broker.lightcurve import RULES_VERSION
 from broker.outlets import ROWS_DDL, Passport
 from broker.surveys import Survey
+from broker.verdict import uncounted
 
 
-def build(
-    frames: DataFrame,
-    survey: Survey,
-    assignment: Assignment,
-    alone: Iterable[Gap] = (),
-    more: tuple[registry.Writer, ...] = (),
-) -> DataFrame:
+def build(frames: DataFrame, survey: Survey, assignment: Assignment, alone: Iterable[Gap] = ()) -> DataFrame:
     """Finished rows (topic, key, value, headers) for frames (sources.FRAME_COLUMNS): one Python node, one sink.
 
     alone: alerts to be answered one by one, each in a process of its own, since their batch killed its worker twice.
-    more: writer schemas beside the packaged ones; what the JVM can't read by them is rejected as schema_unavailable.
     Bytes, key and headers cross to Python only where the JVM has no sound alert: all others are done with them.
     """
-    return before_hop(frames, survey, assignment, alone, more).mapInArrow(task(assignment), ROWS_DDL)
+    return before_hop(frames, survey, assignment, alone).mapInArrow(task(assignment), ROWS_DDL)
 
 
 def build_from_alerts(alerts: DataFrame, assignment: Assignment) -> DataFrame:
@@ -44,15 +39,9 @@ def build_from_alerts(alerts: DataFrame, assignment: Assignment) -> DataFrame:
     return alerts.mapInArrow(task(assignment), ROWS_DDL)
 
 
-def before_hop(
-    frames: DataFrame,
-    survey: Survey,
-    assignment: Assignment,
-    alone: Iterable[Gap] = (),
-    more: tuple[registry.Writer, ...] = (),
-) -> DataFrame:
+def before_hop(frames: DataFrame, survey: Survey, assignment: Assignment, alone: Iterable[Gap] = ()) -> DataFrame:
     """What crosses to Python, one row per alert."""
-    decoded = decode(frames, survey, registry.writers(survey.name) + more).withColumn("alone", _within(alone))
+    decoded = decode(frames, survey, registry.writers(survey.name)).withColumn("alone", _within(alone))
     fits = F.length("value") <= assignment.max_alert_bytes
     decoded = decoded.withColumn("alert", F.when(fits, F.col("alert")))
     needs_bytes = F.col("alert").isNull() | F.col("alone") | implausible(survey)
@@ -73,7 +62,7 @@ def before_hop(
 def assign(config: Config, source: Source, limits: dict[str, int]) -> Assignment:
     """What the tasks of a source must know. limits: largest message of each output topic, bytes."""
     output = config.output
-    return assignment(
+    made = assignment(
         source.name,
         source.survey,
         models.find(config.model.name),
@@ -84,6 +73,7 @@ def assign(config: Config, source: Source, limits: dict[str, int]) -> Assignment
         source.max_alert_bytes,
         limits[output.dead_letters],
     )
+    return replace(made, uncounted=uncounted(learns_schemas=bool(config.registry.url)))
 
 
 def assignment(
@@ -115,6 +105,7 @@ def assignment(
         ledger=ledger,
         max_alert_bytes=max_alert_bytes,
         max_dead_letter_bytes=max_dead_letter_bytes,
+        learnt=registry.learnt(),
     )
 
 

@@ -19,18 +19,21 @@ from datetime import UTC, datetime
 from py4j.protocol import Py4JError
 from pyspark.sql import DataFrame, SparkSession
 
-from broker import checkpoint, job, retention, session, sources
+from broker import checkpoint, excess, job, registry, retention, session, sources
 from broker import model as models
 from broker.config import Config, Source, kafka_options, spark_kafka_options
 from broker.drain import drain
-from broker.errors import BrokerError, ConfigError, KafkaError
+from broker.errors import BrokerError, ConfigError, KafkaError, RejectionError
 from broker.health import Health
 from broker.imprint import imprint, take_over
 from broker.java import java
+from broker.learning import Learner
 from broker.ledger import Balance, Gap, Span, compare, log_line
 from broker.ledger_topic import ROWS_KEPT_MS, LedgerTopic
 from broker.leftovers import Notes, find_written
 from broker.lock import Lock
+from broker.registry_client import RegistryClient
+from broker.rejections import Rejections, recent
 from broker.signals import heard
 from broker.stream import Stream
 from broker.supervise import Budget, Fault, judge
@@ -55,6 +58,8 @@ class Service:
         self._outputs = (config.output.classifications, config.output.dead_letters)
         self._health = Health(config.service.health_file)
         self._was_asked = False
+        lookup = config.registry
+        self._learner = Learner(RegistryClient(lookup), lookup.refresh_s) if lookup.url else None
 
     def run(self) -> Counter[str]:
         """Runs until stopped (or done); verdicts by "status/reason". Raises BrokerError where something failed."""
@@ -67,9 +72,11 @@ class Service:
             java()
             models.load(models.find(self.config.model.name))
             wait_for_kafka(self._kafka, self.config.kafka.startup_timeout_s)
+            if self._learner:
+                self._learner.begin()
             streams = self._streams()
             stack.enter_context(heard(self._hear))
-            pool = stack.enter_context(ThreadPoolExecutor(len(streams)))
+            pool = stack.enter_context(ThreadPoolExecutor(len(streams) + 1))  # one for the registry
             stack.callback(self.stopping.set)  # whatever happens, so that the pool's work ends
             searches = self._search(pool, streams, locks)
             spark = self._spark(stack, locks)
@@ -77,11 +84,12 @@ class Service:
                 search.result()
             if self.stopping.is_set():
                 return self.answered
-            since = min((c.planned_at_ms for s in streams if (c := s.committed())), default=int(time.time() * 1000))
+            lately = {stream.name: recent(stream.source.checkpoint, self.config.limits) for stream in streams}
+            since = min((c.planned_at_ms for found in lately.values() for c in found), default=int(time.time() * 1000))
             names = [stream.name for stream in streams]
             ledger = stack.enter_context(LedgerTopic(self._kafka, self.config.output.ledger, names, since))
             for stream in streams:
-                self._check_last(stream, ledger)
+                self._check_last(stream, lately[stream.name], ledger)
             stack.enter_context(Notes(self._kafka, self._outputs, [stream.source.checkpoint for stream in streams]))
             for stream in streams:
                 self._start(spark, stream)
@@ -163,7 +171,9 @@ class Service:
             assignment = job.assign(self.config, source, limits)
             take_over(source.checkpoint, imprint(source, output.topics, cluster, assignment.passport))
             budget = Budget(upkeep.restarts, upkeep.restart_window_s)
-            streams.append(Stream(source, limits, assignment, budget))
+            streams.append(
+                Stream(source, limits, assignment, budget, Rejections(self.config.limits, assignment.uncounted))
+            )
             self._health.sources[source.name] = streams[-1].health
             if source.on_data_loss == "stop":
                 self._look_for_expired(streams[-1])
@@ -187,6 +197,8 @@ class Service:
         while not self.stopping.wait(POLL_S):
             for stream in streams:
                 self._turn(spark, pool, stream, ledger)
+            if self._learner and self._learner.look(pool):
+                self._take_up(spark, pool, streams, ledger)
             self._health.tell()
             if self.once and all(stream.health.state == "done" for stream in streams):
                 break
@@ -194,6 +206,11 @@ class Service:
         drain(spark, {s.name: s.query for s in streams if s.query is not None and s.recovery is None})
         for stream in streams:
             self._check_books(stream, ledger)
+        if unchecked := [stream.name for stream in streams if not stream.health.balanced]:
+            told = f"{', '.join(unchecked)}: the books of the last batch aren't checked: the next start does it"
+            if self.once:
+                raise KafkaError(told)
+            _log.warning("%s", told)
 
     def _turn(self, spark: SparkSession, pool: ThreadPoolExecutor, stream: Stream, ledger: LedgerTopic) -> None:
         """A look at one stream: its books, whether its query has failed, whether a failed one may start again."""
@@ -217,6 +234,24 @@ class Service:
                 return
             if not self.stopping.is_set():
                 self._start(spark, stream)
+
+    def _take_up(
+        self, spark: SparkSession, pool: ThreadPoolExecutor, streams: list[Stream], ledger: LedgerTopic
+    ) -> None:
+        """Start the queries of LSST again, between two batches, with a branch for each writer schema that is new."""
+        mine = [stream for stream in streams if stream.source.survey == "lsst"]
+        for stream in mine:
+            stream.assignment = replace(stream.assignment, learnt=registry.learnt())
+        running = {s.name: s for s in mine if s.query is not None and s.query.isActive and s.recovery is None}
+        since = time.monotonic()
+        is_clean = drain(spark, {name: stream.query for name, stream in running.items() if stream.query is not None})
+        for name, stream in running.items():
+            self._check_books(stream, ledger)
+            if is_clean:
+                self._start(spark, stream)
+                _log.info("%s: its query knows the new schemas after a pause of %.1f s", name, time.monotonic() - since)
+            else:
+                stream.recovery = pool.submit(self._recover, stream, 0.0)
 
     def _failed(self, pool: ThreadPoolExecutor, stream: Stream, fault: Fault) -> None:
         """Have the query start again in a while; raises BrokerError where that is of no use, or was done too often."""
@@ -299,6 +334,7 @@ class Service:
                 durations, lag = stream.report(one.batch)
                 health.batch, health.committed_at, health.lag = one.batch, datetime.now(UTC).isoformat(), lag
                 _log.info("%s", log_line(stream.name, one.batch, balance, durations, lag))
+                self._limit(stream, one, balance)
             health.balanced = True
         except KafkaError as error:
             if judge(str(error)).kind == "lasting":
@@ -324,11 +360,20 @@ class Service:
         stream.checked = batch
         return balance
 
-    def _check_last(self, stream: Stream, ledger: LedgerTopic) -> None:
-        """Before the start: the newest committed batch of the checkpoint must balance."""
-        last = stream.committed()
-        if last is not None:
-            self._balance(stream, last.batch, last.spans, ledger)
+    def _check_last(self, stream: Stream, lately: list[checkpoint.Committed], ledger: LedgerTopic) -> None:
+        """Before the start: the newest committed batch must balance, and not too much be rejected up to it."""
+        query = checkpoint.query_id(stream.source.checkpoint) if lately else ""
+        for earlier in lately[:-1]:
+            rows = ledger.rows_of(stream.name, earlier.batch, query)
+            stream.rejections.add(compare(earlier.spans, rows).rows, earlier.planned_at_ms)
+        for last in lately[-1:]:
+            self._limit(stream, last, self._balance(stream, last.batch, last.spans, ledger))
+
+    def _limit(self, stream: Stream, committed: checkpoint.Committed, balance: Balance) -> None:
+        """Raise RejectionError where too much is rejected, with what the letters have in common."""
+        found = stream.rejections.add(balance.rows, committed.planned_at_ms)
+        if found is not None:
+            raise RejectionError(excess.tell(self.config, stream.name, committed.batch, found))
 
 
 def _check_start(source: Source) -> None:

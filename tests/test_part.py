@@ -40,12 +40,11 @@ class Ran:
 def ran(kafka: EmbeddedKafka, tmp_path_factory: pytest.TempPathFactory) -> Ran:
     """Alerts on two partitions, answered live."""
     folder, servers = tmp_path_factory.mktemp("part"), kafka.bootstrap_servers
-    kafka.create_topics({"part-in": 2, "part-copy": 2}, {"retention.ms": "-1"})
+    kafka.create_topics({"part-in": 2, "part-copy": 2})
     producer = Producer({"bootstrap.servers": servers})
     for i, value in enumerate(VALUES):
-        producer.produce(
-            "part-in", value, b"%d" % i, i % 2, timestamp=1_700_000_000_000 + 1000 * i, headers=[("n", b"x")]
-        )
+        time_ms = int(BEGAN.timestamp() * 1000) + 1000 * i
+        producer.produce("part-in", value, b"%d" % i, i % 2, timestamp=time_ms, headers=[("n", b"x")])
     assert producer.flush(30) == 0
     source = {"name": "ztf", "survey": "ztf", "topics": ["part-in"], "max_alerts_per_batch": 24}
     path = write_config(folder, servers, [source], topics_of("part-live") | {"create_topics": True})

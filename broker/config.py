@@ -17,6 +17,8 @@ from pydantic_core.core_schema import ValidationInfo
 
 from broker.complaint import MASK, is_secret, tell
 from broker.errors import ConfigError
+from broker.lookup import Lookup
+from broker.upkeep import Upkeep
 
 Survey = Literal["lsst", "ztf", "elasticc"]
 
@@ -160,6 +162,7 @@ class Source(_Table):
     start: Literal["earliest", "latest"] | datetime | None = None
     max_alerts_per_batch: Count = 10_000  # one LSST visit; what a batch costs whatever its size: docs/operating.md
     max_alert_bytes: Annotated[int, Field(strict=True, ge=1024, le=268_435_456)] = 16_777_216
+    on_data_loss: Literal["stop", "go_on"] = "stop"  # alerts that the topic has deleted before they were read
     zero_point: Number = 31.4
     programids: Annotated[tuple[Whole, ...], Field(min_length=1)] = (1,)
 
@@ -259,6 +262,8 @@ class Config(_Table):
     sources: Annotated[tuple[Source, ...], Field(alias="source")]
     policy: Policy = Policy()
     spark: Spark = Spark()
+    service: Upkeep = Upkeep()
+    registry: Lookup = Lookup()
     _file: Path = PrivateAttr(default=Path("config"))
 
     @property
@@ -317,7 +322,7 @@ def effective(config: Config) -> list[Setting]:
     rows = []
     tables: list[tuple[str, BaseModel]] = [("kafka", config.kafka), ("model", config.model), ("output", config.output)]
     tables += [(f"source[{source.name}]", source) for source in config.sources]
-    tables += [("policy", config.policy), ("spark", config.spark)]
+    tables += [("policy", config.policy), ("spark", config.spark), ("service", config.service)]
     for table, model in tables:
         for name in type(model).model_fields:
             origin = str(config.file) if name in model.model_fields_set else "default"

@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from broker import __version__
+from broker.cli_schemas import app as schemas_app
 from broker.errors import BrokerError, UsageError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
@@ -23,6 +24,7 @@ letters_app = typer.Typer(no_args_is_help=True, help="What was rejected, and why
 app.add_typer(config_app, name="config")
 app.add_typer(letters_app, name="dead-letters")
 app.add_typer(models_app, name="models")
+app.add_typer(schemas_app, name="schemas")
 
 out = Console(soft_wrap=True)
 ConfigFile = Annotated[Path, typer.Option("--config", help="TOML file with the settings of the job.")]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import sys
-from datetime import datetime
 from pathlib import Path
 from typing import Annotated
 
@@ -14,13 +13,17 @@ from rich.table import Table
 from rich.text import Text
 
 from broker import __version__
+from broker.cli_letters import app as letters_app
+from broker.cli_letters import time_of
+from broker.cli_replay import repeat, replay
 from broker.cli_schemas import app as schemas_app
 from broker.errors import BrokerError, UsageError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
 config_app = typer.Typer(no_args_is_help=True, help="Settings in force and where each comes from.")
 models_app = typer.Typer(no_args_is_help=True, help="Released models and their cards.")
-letters_app = typer.Typer(no_args_is_help=True, help="What was rejected, and why.")
+app.command()(replay)
+app.command()(repeat)
 app.add_typer(config_app, name="config")
 app.add_typer(letters_app, name="dead-letters")
 app.add_typer(models_app, name="models")
@@ -41,13 +44,19 @@ def main() -> None:
         sys.exit(130)
 
 
-def _log_to_terminal(level: int = logging.INFO) -> None:
+def log_to_terminal(level: int = logging.INFO) -> None:
+    """The log of our own modules, line by line, to standard error."""
     handler = logging.StreamHandler()  # one line stays one line: these are read by grep as well as by people
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
     logger = logging.getLogger("broker")
     logger.setLevel(level)
     logger.addHandler(handler)
     logger.propagate = False
+
+
+@letters_app.callback()
+def _log_of_letters() -> None:
+    log_to_terminal(logging.WARNING)
 
 
 @app.callback(invoke_without_command=True)
@@ -70,7 +79,7 @@ def run(
     from broker import config as settings
     from broker.service import Service
 
-    _log_to_terminal()
+    log_to_terminal()
     counts = Service(settings.load(config), once).run()
     out.print(
         f"{counts.total()} alerts answered: " + (", ".join(f"{k} {n}" for k, n in counts.most_common()) or "none")
@@ -102,22 +111,26 @@ def health(
 
 @app.command()
 def classify(
-    paths: Annotated[list[Path], typer.Argument(help="Files and folders: Avro containers, frames, tar, gz.")],
+    paths: Annotated[list[Path], typer.Argument(help="Files and folders: Avro, tar, gz, Parquet, light curves.")],
     output: Annotated[
         str, typer.Option("-o", "--output", help="FILE.parquet, .avro or .jsonl; '-' prints a table.")
     ] = "-",
     summary: Annotated[Path | None, typer.Option(help="Write the counts as JSON to this file.")] = None,
     model: Annotated[str, typer.Option(help="A released model, or a model folder.")] = "t2b-1",
     master: Annotated[str, typer.Option(help="Spark master.")] = "local[*]",
+    unit: Annotated[str | None, typer.Option(help="Unit of light curves' fluxes: nJy, uJy, mJy, Jy, FLUXCAL.")] = None,
+    zero_point: Annotated[float | None, typer.Option(help="In place of --unit: AB magnitude of flux 1.")] = None,
+    bands: Annotated[str | None, typer.Option(help="Whose letters curves use: lsst, ztf, ps1, des, sdss.")] = None,
 ) -> None:
-    """Classify alerts in files, without Kafka. The survey is found from the content.
+    """Classify alerts or plain light curves in files, without Kafka. What they hold is found from the content.
 
     Example: broker classify examples/alerts -o verdicts.parquet
     """
     from broker.files import classify_files
+    from broker.tables import Hints
 
-    _log_to_terminal(logging.WARNING)
-    classify_files(paths, output, summary, model, master)
+    log_to_terminal(logging.WARNING)
+    classify_files(paths, output, summary, model, master, Hints(unit, zero_point, bands))
 
 
 @app.command()
@@ -161,38 +174,6 @@ def evaluate(
 
 
 @app.command()
-def replay(
-    paths: Annotated[list[Path], typer.Argument(help="Files and folders of alerts.")],
-    to: Annotated[str, typer.Option("--to", help="HOST:PORT/TOPIC; the topic must exist.")],
-    rate: Annotated[
-        float | None, typer.Option(help="Alerts per second; as fast as Kafka takes them if not given.")
-    ] = None,
-) -> None:
-    """Put an archive back onto a Kafka topic.
-
-    Example: broker replay examples/alerts/ztf.tar.gz --to localhost:9092/ztf_20260310_programid1 --rate 100
-    """
-    from broker.archive import find_files, read_frames
-    from broker.replay import replay as send
-
-    servers, _, topic = to.partition("/")
-    if not topic:
-        raise UsageError(f"--to {to!r}: needs HOST:PORT/TOPIC, such as localhost:9092/ztf_20260310_programid1")
-    _log_to_terminal()
-    files = [(path, root) for path in paths for root in (path if path.is_dir() else path.parent,)]
-    frames = (f for path, root in files for file in find_files([path]) for f in read_frames(file, root, 16_777_216))
-    terminal = Console(stderr=True)
-    with terminal.status("replaying ...") as status:  # prints nothing where no terminal is
-        sent = send(
-            frames, servers, topic, rate, lambda n, n_bytes: status.update(f"{n} alerts, {n_bytes / 1e6:.1f} MB")
-        )
-    what = "interrupted; sent" if sent.was_interrupted else "sent"
-    out.print(
-        f"{what} {sent.n} alerts, {sent.n_bytes / 1e6:.1f} MB in {sent.seconds:.1f} s; last: {sent.last or 'none'}"
-    )
-
-
-@app.command()
 def demo(
     alerts: Annotated[Path, typer.Option(help="Folder of sample alerts.")] = Path("examples/alerts"),
     output: Annotated[Path, typer.Option(help="Folder for what comes out.")] = Path("demo-output"),
@@ -203,7 +184,7 @@ def demo(
     """
     from broker.demo import run_demo
 
-    _log_to_terminal()
+    log_to_terminal()
     run_demo(alerts, output, out)
 
 
@@ -232,6 +213,7 @@ def audit(
     since: Annotated[str | None, typer.Option(help="Alerts from this time on, by Kafka's time stamps.")] = None,
     until: Annotated[str | None, typer.Option(help="Alerts before this time.")] = None,
     by_hour: Annotated[bool, typer.Option("--by-hour", help="A line per hour of the alerts.")] = False,
+    repeats: Annotated[bool, typer.Option("--repeats", help="Find sources that the survey has sent again.")] = False,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write everything to this file.")] = None,
 ) -> None:
     """Check from the topics alone that every alert has exactly one verdict; exit code 3 where that does not hold.
@@ -242,7 +224,7 @@ def audit(
     from broker import config as settings
     from broker.audit import audit as reconcile
 
-    _log_to_terminal(logging.WARNING)
+    log_to_terminal(logging.WARNING)
     loaded = settings.load(config)
     known = {s.name for s in loaded.sources}
     if unknown := sorted(set(source or ()) - known):
@@ -251,66 +233,17 @@ def audit(
         found = reconcile(
             loaded,
             source or (),
-            _time("--since", since),
-            _time("--until", until),
+            time_of("--since", since),
+            time_of("--until", until),
             by_hour,
             lambda topic, n: status.update(f"{topic}: {n} records"),
+            repeats,
         )
     if json_file is not None:
         audit_report.save(found, json_file)
     audit_report.show(found, out)
     if not found.is_balanced:
         raise typer.Exit(3)
-
-
-def _time(option: str, text: str | None) -> datetime | None:
-    try:
-        when = None if text is None else datetime.fromisoformat(text)
-    except ValueError:
-        when = datetime.min
-    if when is not None and when.tzinfo is None:
-        raise UsageError(f"{option} {text!r}: needs a time with a zone, such as 2026-11-20T00:00:00Z")
-    return when
-
-
-@letters_app.command("list")
-def letters_list(
-    config: ConfigFile,
-    reason: Annotated[str | None, typer.Option(help="Only those with this reason.")] = None,
-    since: Annotated[str | None, typer.Option(help="Only those written from this time on.")] = None,
-    limit: Annotated[int, typer.Option(min=1, help="The newest so many.")] = 50,
-) -> None:
-    """Rejected alerts: when, which, why, how large.
-
-    Example: broker dead-letters list --config examples/ztf.toml --reason damaged --limit 20
-    """
-    from broker import config as settings
-    from broker import deadletter
-    from broker.verdict import REASONS
-
-    if reason is not None and reason not in REASONS["rejected"]:
-        raise UsageError(f"--reason {reason!r}: the reasons are {', '.join(REASONS['rejected'])}")
-    _log_to_terminal(logging.WARNING)
-    found = deadletter.letters(settings.load(config), _time("--since", since))
-    deadletter.show_list(*deadletter.pick(found, reason, limit), out)
-
-
-@letters_app.command("show")
-def letters_show(
-    config: ConfigFile,
-    alert: Annotated[str, typer.Argument(help="source:topic:partition:offset, as in the list.")],
-) -> None:
-    """One rejected alert: its headers, what the present code says of it, and its bytes.
-
-    Example: broker dead-letters show --config examples/ztf.toml ztf:ztf_20261120_programid1:3:81234
-    """
-    from broker import config as settings
-    from broker import deadletter
-
-    _log_to_terminal(logging.WARNING)
-    loaded = settings.load(config)
-    for letter in deadletter.find(loaded, alert):
-        deadletter.show(letter, deadletter.second_opinion(letter, loaded), out)
 
 
 @config_app.command("show")
@@ -368,3 +301,23 @@ def models_show(name: Annotated[str, typer.Argument(help="A released model, or a
     from broker import model as models
 
     out.print((models.find(name) / models.CARD_FILE).read_text(), highlight=False, markup=False)
+
+
+@models_app.command("compare")
+def models_compare(
+    here: Annotated[str, typer.Argument(help="FILE of classify, or HOST:PORT/TOPIC,TOPIC of the job.")],
+    there: Annotated[str, typer.Argument(help="Another one, of the same alerts.")],
+    config: Annotated[Path | None, typer.Option(help="TOML file whose [kafka] has the login and options.")] = None,
+) -> None:
+    """Compare two sets of verdicts bit for bit: live and replayed, or of two models; exit code 3 where they differ.
+
+    Example: broker models compare verdicts.parquet localhost:9092/t2b-classifications
+    """
+    from broker import config as settings
+    from broker.compare import compare, show
+
+    options = {} if config is None else settings.kafka_options(settings.load(config))
+    found = compare(here, there, options)
+    show(found, here, there, out)
+    if not found.is_same:
+        raise typer.Exit(3)

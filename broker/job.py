@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 from pyspark.sql import Column, DataFrame
@@ -21,6 +22,7 @@ from broker.ledger import Gap
 from broker.lightcurve import RULES_VERSION
 from broker.outlets import ROWS_DDL, Passport
 from broker.surveys import Survey
+from broker.verdict import uncounted
 
 
 def build(frames: DataFrame, survey: Survey, assignment: Assignment, alone: Iterable[Gap] = ()) -> DataFrame:
@@ -30,6 +32,11 @@ def build(frames: DataFrame, survey: Survey, assignment: Assignment, alone: Iter
     Bytes, key and headers cross to Python only where the JVM has no sound alert: all others are done with them.
     """
     return before_hop(frames, survey, assignment, alone).mapInArrow(task(assignment), ROWS_DDL)
+
+
+def build_from_alerts(alerts: DataFrame, assignment: Assignment) -> DataFrame:
+    """Finished rows for alerts that came decoded (sources.tables): the same hop, behind the decoder."""
+    return alerts.mapInArrow(task(assignment), ROWS_DDL)
 
 
 def before_hop(frames: DataFrame, survey: Survey, assignment: Assignment, alone: Iterable[Gap] = ()) -> DataFrame:
@@ -55,7 +62,7 @@ def before_hop(frames: DataFrame, survey: Survey, assignment: Assignment, alone:
 def assign(config: Config, source: Source, limits: dict[str, int]) -> Assignment:
     """What the tasks of a source must know. limits: largest message of each output topic, bytes."""
     output = config.output
-    return assignment(
+    made = assignment(
         source.name,
         source.survey,
         models.find(config.model.name),
@@ -66,6 +73,7 @@ def assign(config: Config, source: Source, limits: dict[str, int]) -> Assignment
         source.max_alert_bytes,
         limits[output.dead_letters],
     )
+    return replace(made, uncounted=uncounted(learns_schemas=bool(config.registry.url)))
 
 
 def assignment(

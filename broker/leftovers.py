@@ -14,7 +14,7 @@ import numpy as np
 from confluent_kafka import Consumer, TopicPartition
 
 from broker import bounds, checkpoint
-from broker.audit import Collected, take
+from broker.collected import Collected, take
 from broker.config import Source
 from broker.errors import KafkaError
 from broker.ledger import Span

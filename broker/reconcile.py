@@ -83,10 +83,15 @@ class Window:
 
 @dataclass(frozen=True)
 class Records:
-    """Offsets answered for one partition, by model, in the order of the records and with repeats."""
+    """Offsets answered for one partition, by model, in the order of the records and with repeats.
+
+    answers: of the classifications, those that answer a dead letter; waiting: letters for want of a schema.
+    """
 
     classifications: Mapping[str, Integers] = field(default_factory=dict)
     dead_letters: Mapping[str, Integers] = field(default_factory=dict)
+    answers: Mapping[str, Integers] = field(default_factory=dict)
+    waiting: Mapping[str, Integers] = field(default_factory=dict)
 
     def of_model(self, model: str) -> Integers:
         """All records of one model."""
@@ -110,6 +115,7 @@ class Books:
     repeated: offsets that have more than one record of the same model, by `n_repeats` records too many.
     missing: no record; in_ledger: those of them that the ledger has a row for. not_in_ledger: a record, but no row.
     holes: offsets where the source holds no record. expired: in the ledger, from before what the outputs still hold.
+    waiting: letters for want of a schema that have no classification. n_put_back: letters that were answered later.
     """
 
     window: Window
@@ -122,6 +128,8 @@ class Books:
     in_ledger: Integers
     not_in_ledger: Integers
     expired: int
+    waiting: Integers
+    n_put_back: int
     holes: int = 0
 
     @property
@@ -159,6 +167,7 @@ def reconcile(
     """
     inside = Records(*({m: _within(o, window) for m, o in kind.items()} for kind in _kinds(records)))
     answered = inside.answered
+    classified, letters = _union(inside.classifications.values()), _union(inside.dead_letters.values())
     repeated, n_repeats = _repeats(inside)
     mine = [row for row in rows if (row.source, row.topic, row.partition) == window.place]
     ledger = expand((run for row in mine for run in row.answered), window)
@@ -168,8 +177,8 @@ def reconcile(
     missing = np.setdiff1d(without, expired, assume_unique=True)
     return Books(
         window=window,
-        n_classifications=_union(inside.classifications.values()).size,
-        n_dead_letters=_union(inside.dead_letters.values()).size,
+        n_classifications=classified.size,
+        n_dead_letters=letters.size,
         answered=answered.size,
         n_repeats=n_repeats,
         repeated=repeated,
@@ -177,6 +186,8 @@ def reconcile(
         in_ledger=np.intersect1d(missing, ledger, assume_unique=True),
         not_in_ledger=np.setdiff1d(answered, ledger, assume_unique=True) if ledger_is_whole else NONE,
         expired=expired.size,
+        waiting=np.setdiff1d(_union(inside.waiting.values()), classified, assume_unique=True),
+        n_put_back=np.intersect1d(_union(inside.answers.values()), letters, assume_unique=True).size,
     )
 
 
@@ -233,8 +244,8 @@ def expand(run_list: Iterable[Run], window: Window) -> Integers:
     return _union(parts)
 
 
-def _kinds(records: Records) -> tuple[Mapping[str, Integers], Mapping[str, Integers]]:
-    return records.classifications, records.dead_letters
+def _kinds(records: Records) -> tuple[Mapping[str, Integers], ...]:
+    return records.classifications, records.dead_letters, records.answers, records.waiting
 
 
 def _within(offsets: Integers, window: Window) -> Integers:
@@ -242,17 +253,24 @@ def _within(offsets: Integers, window: Window) -> Integers:
 
 
 def _union(parts: Iterable[Integers]) -> Integers:
+    """Ascending, each once. Offsets come almost in order, which a stable sort is quick with; np.unique hashes them."""
     arrays = list(parts)
-    return np.unique(np.concatenate(arrays)) if arrays else NONE
+    found = np.sort(np.concatenate(arrays), kind="stable") if arrays else NONE
+    return found[np.concatenate(([True], found[1:] != found[:-1]))] if found.size else NONE
 
 
 def _repeats(records: Records) -> tuple[Integers, int]:
-    """Offsets that one model answered more than once, and the number of records too many."""
+    """Offsets that one model answered more than once, and the number of records too many.
+
+    A letter and the one classification that answers it are one answer.
+    """
     found, n = [], 0
     for model in records.models:
         offsets, counts = np.unique(records.of_model(model), return_counts=True)
-        found.append(offsets[counts > 1])
-        n += int((counts - 1).sum())
+        answered = np.intersect1d(records.answers.get(model, NONE), records.dead_letters.get(model, NONE))
+        too_many = counts - 1 - np.isin(offsets, answered, assume_unique=True)
+        found.append(offsets[too_many > 0])
+        n += int(too_many.sum())
     return _union(found), n
 
 

@@ -19,23 +19,23 @@ from datetime import UTC, datetime
 from py4j.protocol import Py4JError
 from pyspark.sql import DataFrame, SparkSession
 
-from broker import checkpoint, job, registry, retention, session, sources
+from broker import checkpoint, excess, job, registry, retention, session, sources
 from broker import model as models
 from broker.config import Config, Source, kafka_options, spark_kafka_options
 from broker.drain import drain
-from broker.errors import BrokerError, ConfigError, KafkaError
+from broker.errors import BrokerError, ConfigError, KafkaError, RejectionError
 from broker.health import Health
 from broker.imprint import imprint, take_over
 from broker.java import java
-from broker.learning import Learner
+from broker.learning import WAITING, Learner, put_back
 from broker.ledger import Balance, Gap, Span, compare, log_line
 from broker.ledger_topic import ROWS_KEPT_MS, LedgerTopic
 from broker.leftovers import Notes, find_written
 from broker.lock import Lock
-from broker.registry_client import RegistryClient
+from broker.rejections import Rejections, recent
 from broker.signals import heard
 from broker.stream import Stream
-from broker.supervise import Budget, Fault, judge
+from broker.supervise import Budget, Fault, Seldom, judge
 from broker.topics import answers, check_topics, find_cluster, find_holes, find_missing, require_topics, wait_for_kafka
 
 _log = logging.getLogger(__name__)
@@ -57,8 +57,7 @@ class Service:
         self._outputs = (config.output.classifications, config.output.dead_letters)
         self._health = Health(config.service.health_file)
         self._was_asked = False
-        lookup = config.registry
-        self._learner = Learner(RegistryClient(lookup), lookup.refresh_s) if lookup.url else None
+        self._learner = Learner(config) if config.registry.url else None
 
     def run(self) -> Counter[str]:
         """Runs until stopped (or done); verdicts by "status/reason". Raises BrokerError where something failed."""
@@ -83,11 +82,12 @@ class Service:
                 search.result()
             if self.stopping.is_set():
                 return self.answered
-            since = min((c.planned_at_ms for s in streams if (c := s.committed())), default=int(time.time() * 1000))
+            lately = {stream.name: recent(stream.source.checkpoint, self.config.limits) for stream in streams}
+            since = min((c.planned_at_ms for found in lately.values() for c in found), default=int(time.time() * 1000))
             names = [stream.name for stream in streams]
             ledger = stack.enter_context(LedgerTopic(self._kafka, self.config.output.ledger, names, since))
             for stream in streams:
-                self._check_last(stream, ledger)
+                self._check_last(stream, lately[stream.name], ledger)
             stack.enter_context(Notes(self._kafka, self._outputs, [stream.source.checkpoint for stream in streams]))
             for stream in streams:
                 self._start(spark, stream)
@@ -169,7 +169,9 @@ class Service:
             assignment = job.assign(self.config, source, limits)
             take_over(source.checkpoint, imprint(source, output.topics, cluster, assignment.passport))
             budget = Budget(upkeep.restarts, upkeep.restart_window_s)
-            streams.append(Stream(source, limits, assignment, budget))
+            streams.append(
+                Stream(source, limits, assignment, budget, Rejections(self.config.limits, assignment.uncounted))
+            )
             self._health.sources[source.name] = streams[-1].health
             if source.on_data_loss == "stop":
                 self._look_for_expired(streams[-1])
@@ -193,8 +195,9 @@ class Service:
         while not self.stopping.wait(POLL_S):
             for stream in streams:
                 self._turn(spark, pool, stream, ledger)
-            if self._learner and self._learner.look(pool):
+            if self._learner and (fresh := self._learner.look(pool)):
                 self._take_up(spark, pool, streams, ledger)
+                pool.submit(put_back, self.config, fresh, self.stopping)
             self._health.tell()
             if self.once and all(stream.health.state == "done" for stream in streams):
                 break
@@ -202,6 +205,11 @@ class Service:
         drain(spark, {s.name: s.query for s in streams if s.query is not None and s.recovery is None})
         for stream in streams:
             self._check_books(stream, ledger)
+        if unchecked := [stream.name for stream in streams if not stream.health.balanced]:
+            told = f"{', '.join(unchecked)}: the books of the last batch aren't checked: the next start does it"
+            if self.once:
+                raise KafkaError(told)
+            _log.warning("%s", told)
 
     def _turn(self, spark: SparkSession, pool: ThreadPoolExecutor, stream: Stream, ledger: LedgerTopic) -> None:
         """A look at one stream: its books, whether its query has failed, whether a failed one may start again."""
@@ -295,14 +303,13 @@ class Service:
 
     def _is_kafka_back(self, stream: Stream) -> bool:
         """Waits for Kafka; False where the job is to end first. Raises BrokerError once it has waited too long."""
-        since = told = time.monotonic()
+        since, seldom = time.monotonic(), Seldom(60.0)
         while (reason := answers(self._kafka)) is not None:
             now, limit_s = time.monotonic(), self.config.service.kafka_away_s
             if now - since > limit_s:
                 raise BrokerError(f"source {stream.name!r}: Kafka has been away for {limit_s:g} s: {reason}")
-            if now - told > 60 or told == since:
+            if seldom("away"):
                 _log.warning("%s: waits for Kafka, for %.0f s now: %s", stream.name, now - since, reason)
-                told = now
             if self.stopping.wait(1.0):
                 return False
         return not self.stopping.is_set()
@@ -322,9 +329,12 @@ class Service:
             for one in late:
                 balance = self._balance(stream, one.batch, one.spans, ledger)
                 self.answered.update(balance.counts)
+                if self._learner and balance.counts.get(f"rejected/{WAITING}"):
+                    self._learner.wait_for(one.planned_at_ms)
                 durations, lag = stream.report(one.batch)
                 health.batch, health.committed_at, health.lag = one.batch, datetime.now(UTC).isoformat(), lag
                 _log.info("%s", log_line(stream.name, one.batch, balance, durations, lag))
+                self._limit(stream, one, balance)
             health.balanced = True
         except KafkaError as error:
             if judge(str(error)).kind == "lasting":
@@ -350,11 +360,20 @@ class Service:
         stream.checked = batch
         return balance
 
-    def _check_last(self, stream: Stream, ledger: LedgerTopic) -> None:
-        """Before the start: the newest committed batch of the checkpoint must balance."""
-        last = stream.committed()
-        if last is not None:
-            self._balance(stream, last.batch, last.spans, ledger)
+    def _check_last(self, stream: Stream, lately: list[checkpoint.Committed], ledger: LedgerTopic) -> None:
+        """Before the start: the newest committed batch must balance, and not too much be rejected up to it."""
+        query = checkpoint.query_id(stream.source.checkpoint) if lately else ""
+        for earlier in lately[:-1]:
+            rows = ledger.rows_of(stream.name, earlier.batch, query)
+            stream.rejections.add(compare(earlier.spans, rows).rows, earlier.planned_at_ms)
+        for last in lately[-1:]:
+            self._limit(stream, last, self._balance(stream, last.batch, last.spans, ledger))
+
+    def _limit(self, stream: Stream, committed: checkpoint.Committed, balance: Balance) -> None:
+        """Raise RejectionError where too much is rejected, with what the letters have in common."""
+        found = stream.rejections.add(balance.rows, committed.planned_at_ms)
+        if found is not None:
+            raise RejectionError(excess.tell(self.config, stream.name, committed.batch, found))
 
 
 def _check_start(source: Source) -> None:

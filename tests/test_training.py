@@ -140,11 +140,8 @@ def test_chain_from_tables_to_a_released_model(data: dataset.TrainingSet, tmp_pa
     assert card["compression"][0]["int8_bytes"] == (tmp_path / "tiny-1" / model.MODEL_FILE).stat().st_size
     table = "\n".join(release.readme_table(tmp_path / "tiny-1"))
     assert "| spcc |" in table
-    before = (tmp_path / "tiny-1" / model.CARD_FILE).read_text()
-    release.remeasure(tmp_path / "tiny-1", data)
-    assert (tmp_path / "tiny-1" / model.CARD_FILE).read_text() == before
-    fewer = replace(data, split=np.where(data.split == dataset.TRAIN, dataset.TEST, data.split))
-    release.remeasure(tmp_path / "tiny-1", fewer)
+    moved = (data.split == dataset.TRAIN) & (np.arange(len(data)) % 2 == 0)
+    release.remeasure(tmp_path / "tiny-1", replace(data, split=np.where(moved, dataset.TEST, data.split)))
     again = tomllib.loads((tmp_path / "tiny-1" / model.CARD_FILE).read_text())
     assert again["figures"] != card["figures"]
     assert {key: again[key] for key in ("classes", "training_data", "compression", "sha256")} == {

@@ -10,7 +10,7 @@ import sys
 import time
 import zipimport
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import NoReturn
@@ -23,10 +23,12 @@ from broker import model as models
 from broker import second_reader, surveys
 from broker.gather import Settings, gather, implausible
 from broker.lightcurve import Bools, merge, summarise, thin
-from broker.outlets import HEADERS_TYPE, Passport, dead_letter, native, rows
+from broker.outlets import Passport, columns, dead_letter, native, records, rows
+from broker.outlets.batch import Batch
+from broker.outlets.further import Further, deliver
 from broker.second_reader import Refusal
 from broker.surveys import Survey
-from broker.tally import Tally
+from broker.tally import Share, Tally
 from broker.verdict import REJECTED, Coordinates, Verdicts, judge
 from broker.written import Written
 
@@ -50,18 +52,21 @@ class Assignment:
     max_alert_bytes: int
     max_dead_letter_bytes: int
     written: Written = field(default_factory=Written)
+    outlets: tuple[Further, ...] = ()
 
 
 @dataclass
 class Answer:
     """Finished rows of a batch of n alerts, the "status/reason" of each, and whether its record is among the rows.
 
-    fresh (n,): False for an alert whose record was written before its batch was broken off.
+    fresh (n,): False for an alert whose record was written before its batch was broken off. outlets: by name, what
+    became of each alert there.
     """
 
     rows: Rows
     verdicts: list[str]
     fresh: Bools
+    outlets: dict[str, Share] = field(default_factory=dict)
 
 
 def task(assignment: Assignment) -> Callable[[Iterable[pa.RecordBatch]], Iterator[pa.RecordBatch]]:
@@ -98,7 +103,7 @@ def _answered(batch: pa.RecordBatch, assignment: Assignment, tally: Tally) -> It
     parts = [batch] if not alone.any() else [batch.filter(pa.array(~alone))] if not alone.all() else []
     for part in parts:
         answer = classify(part, assignment)
-        tally.add(*_places(part), answer.verdicts, answer.fresh)
+        tally.add(*_places(part), answer.verdicts, answer.fresh, answer.outlets)
         yield from answer.rows
     n_killed = 0
     for index in np.flatnonzero(alone):
@@ -107,7 +112,7 @@ def _answered(batch: pa.RecordBatch, assignment: Assignment, tally: Tally) -> It
         n_killed += answer.verdicts == [f"{REJECTED}/kills_reader"]
         if n_killed > MAX_KILLERS and n_killed > alone.sum() / 2:
             raise RuntimeError(f"{n_killed} alerts failed alone too: the fault is not in the alerts")
-        tally.add(*_places(one), answer.verdicts, answer.fresh)
+        tally.add(*_places(one), answer.verdicts, answer.fresh, answer.outlets)
         yield from answer.rows
 
 
@@ -127,8 +132,7 @@ def classify(batch: pa.RecordBatch, assignment: Assignment) -> Answer:
         verdicts = _verdicts(alerts, index, schemas, batch, survey, model, assignment)
         for row, status, reason in zip(index.tolist(), verdicts.statuses(), verdicts.reasons(), strict=True):
             answer.verdicts[row] = f"{status}/{reason}"
-        records = _classifications(verdicts, model, assignment, started_us)
-        answer.rows.append(records if answer.fresh.all() else records.filter(pa.array(answer.fresh[index])))
+        _publish(answer, verdicts, alerts, index, model.card, assignment, started_us)
     for row, refusal in refused.items():
         answer.verdicts[row] = f"{REJECTED}/{refusal.reason}"
     letters = {row: refusal for row, refusal in refused.items() if answer.fresh[row]}
@@ -192,25 +196,32 @@ def _verdicts(
     return Verdicts(survey, coordinates, labels, gathered, used, counts, used.counts, summary, probabilities, reason)
 
 
-def _classifications(
-    verdicts: Verdicts, model: models.Model, assignment: Assignment, started_us: int
-) -> pa.RecordBatch:
-    """Rows of the native outlet."""
-    values = native.encode(verdicts, model.card, assignment.passport, started_us)
+def _publish(
+    answer: Answer,
+    verdicts: Verdicts,
+    alerts: pa.StructArray,
+    index: np.ndarray[tuple[int], np.dtype[np.int64]],
+    card: models.Card,
+    assignment: Assignment,
+    started_us: int,
+) -> None:
+    """Rows of the native outlet and of the others; index: the row of each verdict in the batch."""
+    passport, c = assignment.passport, verdicts.coordinates
+    values = native.encode(verdicts, card, passport, started_us)
     keys = [str(i).encode() for i in verdicts.gathered.columns["source_id"].to_pylist()]
-    c = verdicts.coordinates
     places = zip(c.topic.to_pylist(), c.partition.to_pylist(), c.offset.to_pylist(), strict=True)
-    names = pa.array(["alert", "model"] * len(keys), pa.string())
-    data: list[bytes] = []
-    for topic, partition, offset in places:
-        data += (_coordinates(assignment.source, topic, partition, offset), assignment.passport.model.encode())
-    pairs = pa.StructArray.from_arrays([names, pa.array(data, pa.binary())], ["key", "value"])
-    headers = pa.ListArray.from_arrays(pa.array(np.arange(len(keys) + 1) * 2, pa.int32()), pairs).cast(HEADERS_TYPE)
-    topics = pa.array([assignment.classifications] * len(keys), pa.string())
-    return pa.RecordBatch.from_arrays(
-        [topics, pa.array(keys, pa.binary()), pa.array(values, pa.binary()), headers],
-        ["topic", "key", "value", "headers"],
-    )
+    whence = [_coordinates(assignment.source, *place) for place in places]
+    whole = records(assignment.classifications, keys, values, whence, passport.model.encode())
+    answer.rows.append(whole if answer.fresh.all() else whole.filter(pa.array(answer.fresh[index])))
+    if not assignment.outlets:
+        return
+    table = columns.table(verdicts, card)
+    now_us = time.time_ns() // 1000
+    batch = Batch(verdicts.survey, card, passport, table, alerts, values, whence, started_us, now_us)
+    for outlet in assignment.outlets:
+        sent = deliver(outlet, batch, assignment.written)
+        answer.rows.append(sent.rows)
+        answer.outlets[outlet.name] = Share.of(len(answer.verdicts), index, sent.passed, sent.fresh)
 
 
 def _coordinates(source: str, topic: str, partition: int, offset: int) -> bytes:
@@ -248,7 +259,8 @@ def _alone(one: pa.RecordBatch, assignment: Assignment) -> Answer:
     if status == 0 and data:
         answer = pickle.loads(data)  # our own child's bytes
         assert isinstance(answer, Answer)
-        return answer
+        # Not in the child: Polars' threads don't survive a fork, and a filter would wait for them for ever.
+        return classify(one, assignment) if assignment.outlets else answer
     code = os.waitstatus_to_exitcode(status)
     detail = f"the process that read it ended with {signal.Signals(-code).name if code < 0 else code}"
     refusal = Refusal("kills_reader", detail)
@@ -263,7 +275,7 @@ def _answer_into(writing: int, one: pa.RecordBatch, assignment: Assignment) -> N
     try:
         signal.alarm(ALONE_TIMEOUT_S)
         with os.fdopen(writing, "wb") as pipe:
-            pickle.dump(classify(one, assignment), pipe)
+            pickle.dump(classify(one, replace(assignment, outlets=())), pipe)
         code = 0
     finally:
         os._exit(code)

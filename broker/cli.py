@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from broker import __version__
+from broker.cli_read import read
 from broker.errors import BrokerError, UsageError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
@@ -23,6 +24,7 @@ letters_app = typer.Typer(no_args_is_help=True, help="What was rejected, and why
 app.add_typer(config_app, name="config")
 app.add_typer(letters_app, name="dead-letters")
 app.add_typer(models_app, name="models")
+app.command()(read)
 
 out = Console(soft_wrap=True)
 ConfigFile = Annotated[Path, typer.Option("--config", help="TOML file with the settings of the job.")]
@@ -313,10 +315,13 @@ def config_check(config: ConfigFile) -> None:
     """
     from broker import config as settings
     from broker import model as models
+    from broker.outlets import filters
 
     loaded = settings.load(config)
     card = models.load(models.find(loaded.model.name)).card
-    out.print(f"{config}: fine; {len(loaded.sources)} source(s), model {card.name}@{card.version}")
+    filters.check(loaded.outlets, card)
+    n = f"{len(loaded.sources)} source(s), " + (f"{len(loaded.outlets)} outlet(s), " if loaded.outlets else "")
+    out.print(f"{config}: fine; {n}model {card.name}@{card.version}")
 
 
 @models_app.command("list")

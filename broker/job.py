@@ -6,7 +6,8 @@ Live, replay and batch are this one composition over another source of frames.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from pyspark.sql import Column, DataFrame
@@ -17,14 +18,17 @@ from broker import model as models
 from broker.classify import Assignment, task
 from broker.config import Config, Policy, Source
 from broker.decode import decode, implausible
+from broker.delivery import outlets_of
+from broker.errors import ConfigError
 from broker.ledger import Gap
 from broker.lightcurve import RULES_VERSION
 from broker.outlets import ROWS_DDL, Passport
+from broker.outlets.further import LARGEST_RECORD, Further
 from broker.surveys import Survey
 
 
 def build(frames: DataFrame, survey: Survey, assignment: Assignment, alone: Iterable[Gap] = ()) -> DataFrame:
-    """Finished rows (topic, key, value, headers) for frames (sources.FRAME_COLUMNS): one Python node, one sink.
+    """Finished rows (outlets.ROWS) of frames (sources.FRAME_COLUMNS): one Python node, one sink.
 
     alone: alerts to be answered one by one, each in a process of its own, since their batch killed its worker twice.
     Bytes, key and headers cross to Python only where the JVM has no sound alert: all others are done with them.
@@ -52,10 +56,25 @@ def before_hop(frames: DataFrame, survey: Survey, assignment: Assignment, alone:
     )
 
 
-def assign(config: Config, source: Source, limits: dict[str, int]) -> Assignment:
-    """What the tasks of a source must know. limits: largest message of each output topic, bytes."""
+def assign(
+    config: Config, source: Source, limits: Mapping[str, int], n_partitions: Mapping[str, int] | None = None
+) -> Assignment:
+    """What the tasks of a source must know. limits: largest message of each output topic, bytes.
+
+    n_partitions: of each outlet's topic. Raises ConfigError where an outlet's topic takes too little.
+    """
     output = config.output
-    return assignment(
+    outlets = []
+    for outlet in outlets_of(config.outlets, source.name):
+        topic = outlet.topic_of(source.survey)
+        if limits[topic] < LARGEST_RECORD:
+            raise ConfigError(
+                f"outlet {outlet.name!r}: topic {topic!r} takes messages of {limits[topic]} bytes (max.message.bytes); "
+                f"records of {LARGEST_RECORD} bytes must fit"
+            )
+        settings = (outlet.public_only, outlet.class_name, outlet.filter)
+        outlets.append(Further(outlet.name, outlet.kind, topic, (n_partitions or {})[topic], *settings))
+    plain = assignment(
         source.name,
         source.survey,
         models.find(config.model.name),
@@ -66,6 +85,7 @@ def assign(config: Config, source: Source, limits: dict[str, int]) -> Assignment
         source.max_alert_bytes,
         limits[output.dead_letters],
     )
+    return replace(plain, outlets=tuple(outlets))
 
 
 def assignment(

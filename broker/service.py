@@ -24,14 +24,16 @@ from broker import checkpoint, job, session, sources
 from broker import model as models
 from broker.classify import Assignment
 from broker.config import Config, Source, kafka_options, spark_kafka_options
+from broker.delivery import topics_of
 from broker.errors import BrokerError, ConfigError
 from broker.java import java
 from broker.ledger import Balance, Gap, Span, compare, log_line
 from broker.ledger_topic import ROWS_KEPT_MS, LedgerTopic
 from broker.leftovers import Notes, find_written
 from broker.lock import Lock
+from broker.outlets import filters
 from broker.signals import heard
-from broker.topics import check_topics, find_holes, require_topics, wait_for_kafka
+from broker.topics import check_topics, find_holes, require_topics, wait_for_kafka, watermarks
 
 _log = logging.getLogger(__name__)
 
@@ -70,7 +72,9 @@ class Service:
         self.answered: Counter[str] = Counter()  # verdicts by "status/reason" so far
         self._kafka = kafka_options(config)
         self._spark_kafka = spark_kafka_options(config)
-        self._outputs = (config.output.classifications, config.output.dead_letters)
+        surveys = {source.name: source.survey for source in config.sources}
+        further = topics_of(config.outlets, surveys)
+        self._outputs = (config.output.classifications, config.output.dead_letters, *further)
 
     def run(self) -> Counter[str]:
         """Runs until stopped (or done); verdicts by "status/reason". Raises BrokerError where something failed."""
@@ -80,7 +84,7 @@ class Service:
             locks = [stack.enter_context(Lock(source.checkpoint)) for source in self.config.sources]
             # What is wrong on this machine is told before Kafka is waited for.
             java()
-            models.load(models.find(self.config.model.name))
+            filters.check(self.config.outlets, models.load(models.find(self.config.model.name)).card)
             wait_for_kafka(self._kafka, self.config.kafka.startup_timeout_s)
             streams = self._streams()
             stack.enter_context(heard(lambda _: self.stopping.set()))
@@ -117,7 +121,8 @@ class Service:
     def _leave_out(self, stream: Stream) -> None:
         """Have the next query leave out what an unfinished batch has written."""
         model = stream.assignment.passport.model
-        written = find_written(self._kafka, stream.source, self._outputs, model, self.stopping)
+        outputs = [*self._outputs[:2], *(outlet.topic for outlet in stream.assignment.outlets)]
+        written = find_written(self._kafka, stream.source, outputs, model, self.stopping)
         stream.assignment = replace(stream.assignment, written=written)
 
     def _spark(self, stack: ExitStack, locks: list[Lock]) -> SparkSession:
@@ -137,13 +142,16 @@ class Service:
         require_topics(self._kafka, [t for s in self.config.sources for t in s.topics])
         limits = check_topics(
             self._kafka,
-            output.topics,
+            [*output.topics, *self._outputs[2:]],
             create=output.create_topics,
             partitions=output.partitions,
             max_message_bytes=output.max_message_bytes,
             kept_ms={output.ledger: ROWS_KEPT_MS},
         )
-        return [Stream(source, limits, job.assign(self.config, source, limits)) for source in self.config.sources]
+        held = watermarks(self._kafka, self._outputs[2:]) if self._outputs[2:] else {}
+        counts = {topic: len(partitions) for topic, partitions in held.items()}
+        sources = self.config.sources
+        return [Stream(source, limits, job.assign(self.config, source, limits, counts)) for source in sources]
 
     def frames(self, spark: SparkSession, source: Source) -> DataFrame:
         """Rows of a source (sources.FRAME_COLUMNS); the books are held against Kafka's offsets, not against these."""

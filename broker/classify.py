@@ -220,7 +220,7 @@ def _publish(
     batch = Batch(verdicts.survey, card, passport, table, alerts, values, whence, started_us, now_us)
     for outlet in assignment.outlets:
         sent = deliver(outlet, batch, assignment.written)
-        answer.rows.append(sent.rows)
+        answer.rows += sent.rows
         answer.outlets[outlet.name] = Share.of(len(answer.verdicts), index, sent.passed, sent.fresh)
 
 

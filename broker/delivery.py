@@ -68,6 +68,8 @@ class Filter(SettingsTable):
 class Outlet(SettingsTable):
     """[[outlet]]: one form of the verdicts, on a topic of its own; `{survey}` in the topic's name is filled in.
 
+    `{class}` too, by the class's slug: filter.classes says which there are, and only what is classified goes there.
+
     `sources` are the names of the sources whose verdicts go there, all if none is given; `public_only` holds back ZTF's
     alerts of other programs than the public one. `class_name`: fink-ai only, the class whose probability is sent.
     """
@@ -95,10 +97,10 @@ class Outlet(SettingsTable):
     @classmethod
     def _name(cls, topic: str) -> str:
         try:
-            check_topic(topic.format(survey="elasticc"))
+            check_topic(topic.format_map({"survey": "elasticc", "class": "eclipsing-binary"}))
         except (KeyError, IndexError, ValueError) as error:
             reason = str(error) if type(error) is ValueError and "topic name" in str(error) else ""
-            raise ValueError(reason or "has an unknown name in braces; {survey} is the one that is filled in") from None
+            raise ValueError(reason or "has an unknown name in braces; {survey} and {class} are filled in") from None
         return topic
 
     @model_validator(mode="after")
@@ -106,17 +108,26 @@ class Outlet(SettingsTable):
         start = STARTS.get(self.kind, "")
         if not self.topic.startswith(start):
             raise ValueError(f"needs a topic that starts with {start!r}, by which its readers find it")
-        if self.kind == "fink" and self.topic.format(survey="ztf").startswith(HIDDEN_FROM_FINK):
+        if self.kind == "fink" and self.topic.replace("{survey}", "ztf").startswith(HIDDEN_FROM_FINK):
             raise ValueError(f"has a topic that fink-client hides: it starts with one of {', '.join(HIDDEN_FROM_FINK)}")
         if (self.kind == "fink-ai") != (self.class_name is not None):
             raise ValueError("needs class_name, whose probability is sent, if kind = 'fink-ai', and has none otherwise")
         if self.class_name is not None and self.class_name not in BY_NAME:
             raise ValueError(f"has class_name {self.class_name!r}; the classes are {', '.join(BY_NAME)}")
+        if self.is_by_class and (not self.filter.classes or self.filter.statuses != ("classified",)):
+            raise ValueError("has {class} in its topic, so it needs filter.classes and statuses = ['classified']")
         return self
 
-    def topic_of(self, survey: str) -> str:
-        """The topic for the verdicts of a survey."""
-        return self.topic.format(survey=survey)
+    @property
+    def is_by_class(self) -> bool:
+        """Whether each class has a topic of its own."""
+        return "{class}" in self.topic
+
+    def topics_of(self, survey: str) -> dict[str, str]:
+        """Topics for the verdicts of a survey, by class; one under "" where all classes share it."""
+        classes = self.filter.classes if self.is_by_class else ("",)
+        slugs = {name: BY_NAME[name].slug if name else "" for name in classes}
+        return {name: self.topic.format_map({"survey": survey, "class": slug}) for name, slug in slugs.items()}
 
     def takes(self, source: str) -> bool:
         """Whether verdicts of this source go there."""
@@ -143,8 +154,8 @@ def check_outlets(outlets: Sequence[Outlet], surveys: Mapping[str, str], read: s
                 f"outlet {outlet.name!r}: {outlet.kind} has no form for alerts of {wrong[0]}; leave that source out of "
                 "its `sources`"
             )
-        topics = {outlet.topic_of(survey) for survey in mine}
-        if outlet.kind == "fink" and len(topics) < len(mine):
+        topics = {topic for survey in mine for topic in outlet.topics_of(survey).values()}
+        if outlet.kind == "fink" and len(mine) > 1 and "{survey}" not in outlet.topic:
             raise ValueError(
                 f"outlet {outlet.name!r}: fink-client reads one survey per topic; put {{survey}} into the topic's name"
             )
@@ -163,5 +174,5 @@ def outlets_of(outlets: Sequence[Outlet], source: str) -> list[Outlet]:
 
 def topics_of(outlets: Sequence[Outlet], surveys: Mapping[str, str]) -> list[str]:
     """All topics of the outlets; surveys by name of source."""
-    topics = (o.topic_of(survey) for source, survey in surveys.items() for o in outlets_of(outlets, source))
-    return list(dict.fromkeys(topics))
+    pairs = ((outlet, survey) for source, survey in surveys.items() for outlet in outlets_of(outlets, source))
+    return list(dict.fromkeys(topic for outlet, survey in pairs for topic in outlet.topics_of(survey).values()))

@@ -66,14 +66,17 @@ def assign(
     output = config.output
     outlets = []
     for outlet in outlets_of(config.outlets, source.name):
-        topic = outlet.topic_of(source.survey)
-        if limits[topic] < LARGEST_RECORD:
+        topics = outlet.topics_of(source.survey)
+        for topic in topics.values():
+            if limits[topic] >= LARGEST_RECORD:
+                continue
             raise ConfigError(
                 f"outlet {outlet.name!r}: topic {topic!r} takes messages of {limits[topic]} bytes (max.message.bytes); "
                 f"records of {LARGEST_RECORD} bytes must fit"
             )
         settings = (outlet.public_only, outlet.class_name, outlet.filter)
-        outlets.append(Further(outlet.name, outlet.kind, topic, (n_partitions or {})[topic], *settings))
+        least = min((n_partitions or {})[topic] for topic in topics.values())
+        outlets.append(Further(outlet.name, outlet.kind, topics, least, *settings))
     plain = assignment(
         source.name,
         source.survey,

@@ -19,7 +19,7 @@ Offsets = Mapping[tuple[bytes, bytes], "array[int]"]  # of alerts, by (b"source:
 
 @dataclass(frozen=True)
 class OutletBooks:
-    """Books of one outlet's topic, over the windows of the audit.
+    """Books of one outlet's topics for a survey, over the windows of the audit.
 
     written: verdicts that the ledger says are there; found: alerts with a record by a model; n_repeats: records too
     many; filtered: verdicts that its filter held back.
@@ -45,19 +45,19 @@ def audit_outlets(
     rows: Mapping[Place, Sequence[LedgerRow]],
     read: Callable[[str], Offsets],
 ) -> list[OutletBooks]:
-    """Books of each outlet that these sources write to, a line per topic; `read` gives what a topic holds."""
+    """Books of each outlet that these sources write to, one per survey; `read` gives what a topic holds."""
     within = {window.place: window for window in windows}
     found: list[OutletBooks] = []
     collected: dict[str, Offsets] = {}
     for source in sources:
         for outlet in outlets_of(outlets, source.name):
-            topic = outlet.topic_of(source.survey)
-            if topic not in collected:
-                collected[topic] = read(topic)
+            topics = sorted(outlet.topics_of(source.survey).values())
+            for topic in topics:
+                collected[topic] = collected.get(topic) or read(topic)
             mine = {place: window for place, window in within.items() if place.source == source.name}
             sums = _told(outlet.name, mine, rows)
-            n, n_repeats = _held(collected[topic], mine)
-            found.append(OutletBooks(outlet.name, topic, sums["written"], sums["filtered"], n, n_repeats))
+            n, n_repeats = (sum(part) for part in zip(*(_held(collected[t], mine) for t in topics), strict=True))
+            found.append(OutletBooks(outlet.name, ", ".join(topics), sums["written"], sums["filtered"], n, n_repeats))
     return _joined(found)
 
 
@@ -89,7 +89,7 @@ def _held(collected: Offsets, windows: Mapping[Place, Window]) -> tuple[int, int
 
 
 def _joined(books: Iterable[OutletBooks]) -> list[OutletBooks]:
-    """One line per topic, its sources added up."""
+    """One line per outlet and its topics, sources of one survey added up."""
     sums: dict[tuple[str, str], list[int]] = {}
     for one in books:
         parts = (one.written, one.filtered, one.found, one.n_repeats)

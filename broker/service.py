@@ -121,7 +121,8 @@ class Service:
     def _leave_out(self, stream: Stream) -> None:
         """Have the next query leave out what an unfinished batch has written."""
         model = stream.assignment.passport.model
-        outputs = [*self._outputs[:2], *(outlet.topic for outlet in stream.assignment.outlets)]
+        further = (topic for outlet in stream.assignment.outlets for topic in outlet.topics.values())
+        outputs = [*self._outputs[:2], *further]
         written = find_written(self._kafka, stream.source, outputs, model, self.stopping)
         stream.assignment = replace(stream.assignment, written=written)
 

@@ -92,12 +92,13 @@ def finkctl(python: Path, servers: str, survey: str, n: int, home: Path) -> Coun
     register = ("auth", "register", "-survey", survey, "-username", "u", "-servers", servers, "-maxtimeout", "5")
     counts = {}
     for what in ("save", "display"):
-        client(command, *register, "-groupid", f"{what}-{survey}", home=home)
-        client(command, "topic", "subscribe", "-survey", survey, "-name", topic, home=home)
-        out = home / f"{what}-{survey}"
-        out.mkdir()
+        own = home / f"{what}-{survey}"  # register asks before it overwrites what is in the home folder
+        out = own / "alerts"
+        out.mkdir(parents=True)
+        client(command, *register, "-groupid", f"{what}-{survey}", home=own)
+        client(command, "topic", "subscribe", "-survey", survey, "-name", topic, home=own)
         asked = ("stream", "-survey", survey, "-limit", str(n), "-outdir", str(out), "-start_at", "earliest")
-        text = client(command, *asked, f"--{what}", home=home)
+        text = client(command, *asked, f"--{what}", home=own)
         counts[f"finkctl --{what}"] = len(list(out.glob("*.avro"))) if what == "save" else text.count(topic)
     return counts
 

@@ -55,7 +55,7 @@ def outlet(**changes: Any) -> str:
 def test_outlets_are_read(tmp_path: Path) -> None:
     config = read(tmp_path, GOOD)
     fink, sn = config.outlets
-    assert (fink.topic_of("lsst"), fink.topic_of("ztf")) == ("fink_t2b_lsst", "fink_t2b_ztf")
+    assert (fink.topics_of("lsst"), fink.topics_of("ztf")) == ({"": "fink_t2b_lsst"}, {"": "fink_t2b_ztf"})
     assert fink.filter.statuses == ("classified",)
     assert sn.filter.cone is not None
     assert [o.name for o in outlets_of(config.outlets, "night")] == ["fink"]
@@ -77,6 +77,7 @@ def test_outlets_are_read(tmp_path: Path) -> None:
         (outlet(kind='"xml"'), "kind = 'xml': should be 'json', 'lasair'"),
         (outlet(topic='"a b"'), "topic = 'a b': is not a topic name"),
         (outlet(topic='"a_{object}"'), "has an unknown name in braces"),
+        (outlet(topic='"a_{class}"'), "so it needs filter.classes and statuses"),
         (outlet(topic='"a_{"'), "has an unknown name in braces"),
         (outlet(kind='"lasair"'), "needs a topic that starts with 'anno_'"),
         (outlet(kind='"fink-ai"', topic='"fink_ai_x"'), "needs class_name"),
@@ -103,6 +104,13 @@ def test_a_mistake_is_named(tmp_path: Path, text: str, complaint: str) -> None:
     with pytest.raises(ConfigError) as caught:
         read(tmp_path, text)
     assert complaint in str(caught.value)
+
+
+def test_a_topic_per_class(tmp_path: Path) -> None:
+    text = outlet(topic='"t2b_{survey}_{class}"', sources='["night"]')
+    (found,) = read(tmp_path, text + '[outlet.filter]\nclasses = ["SNIa", "KN"]\n').outlets
+    assert found.topics_of("ztf") == {"SNIa": "t2b_ztf_sn-ia", "KN": "t2b_ztf_kilonova"}
+    assert topics_of([found], {"night": "ztf", "summit": "lsst"}) == ["t2b_ztf_sn-ia", "t2b_ztf_kilonova"]
 
 
 def test_a_source_without_a_form_is_named(tmp_path: Path) -> None:

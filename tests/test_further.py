@@ -28,9 +28,15 @@ EVERYTHING = Filter(statuses=("classified", "abstained"))
 N_PARTITIONS = 5
 
 
+def topic_of(kind: Kind, name: str | None = None) -> str:
+    return "anno_t2b" if kind == "lasair" else f"out-{name or kind}"
+
+
 def outlet(kind: Kind, wanted: Filter = EVERYTHING, is_public: bool = True, name: str | None = None) -> Further:
-    topic = "anno_t2b" if kind == "lasair" else f"out-{name or kind}"
-    return Further(name or kind, kind, topic, N_PARTITIONS, is_public, "SNIa" if kind == "fink-ai" else None, wanted)
+    topic = topic_of(kind, name)
+    return Further(
+        name or kind, kind, {"": topic}, N_PARTITIONS, is_public, "SNIa" if kind == "fink-ai" else None, wanted
+    )
 
 
 def alerts_of(survey: str) -> list[bytes | None]:
@@ -63,7 +69,7 @@ def pairs(survey: str, kind: Kind) -> list[tuple[dict[str, Any], dict[str, Any]]
     answer = answer_of(survey, *(outlet(k) for k in KINDS if k != "fink" or survey != "elasticc"))
     assert all(part.schema.equals(ROWS) for part in answer.rows)
     natives = {row["headers"]["alert"]: native.read(row["value"]) for row in rows_of(answer, "classifications")}
-    rows = rows_of(answer, outlet(kind).topic)
+    rows = rows_of(answer, topic_of(kind))
     assert len({row["headers"]["alert"] for row in rows}) == len(rows)
     assert {row["headers"]["model"] for row in rows} == {b"t2b-1@1"}
     share = answer.outlets[kind]
@@ -199,17 +205,39 @@ def test_what_an_outlet_has_already_is_left_out_there_alone() -> None:
     """Each outlet by its own topic: a batch may be broken off between two records of one alert."""
     first, second = outlet("json", name="first"), outlet("json", name="second")
     whole_answer = answer_of("ztf", first, second)
-    n = len(rows_of(whole_answer, first.topic))
+    n = len(rows_of(whole_answer, "out-first"))
     places = {("alerts", 3): np.arange(0, len(alerts_of("ztf")), 2)}
-    assignment = replace(assigned("ztf"), outlets=(first, second), written=Written({first.topic: places}))
+    assignment = replace(assigned("ztf"), outlets=(first, second), written=Written({"out-first": places}))
     answer = classify(batch_of("ztf"), assignment)
-    assert len(rows_of(answer, second.topic)) == n
-    left = rows_of(answer, first.topic)
+    assert len(rows_of(answer, "out-second")) == n
+    left = rows_of(answer, "out-first")
     assert {int(row["headers"]["alert"].rpartition(b":")[2]) % 2 for row in left} == {1}
     share = answer.outlets["first"]
     assert int(share.passed.sum()) == n
     assert int(share.already_written.sum()) == n - len(left) > 0
     assert len(rows_of(answer, "classifications")) == len(rows_of(whole_answer, "classifications"))
+
+
+def test_each_class_has_its_topic() -> None:
+    """Every verdict of a class on the class's topic, none elsewhere; what is there already counts for the outlet."""
+    wanted = Filter(classes=("SNIa", "AGN", "TDE"))
+    by_class = replace(outlet("lasair", wanted), topics={name: f"anno_{name}" for name in wanted.classes})
+    assignment = replace(assigned("ztf"), outlets=(by_class,))
+    answer = classify(batch_of("ztf"), assignment)
+    natives = [native.read(row["value"]) for row in rows_of(answer, "classifications")]
+    n = 0
+    for name in wanted.classes:
+        rows = rows_of(answer, f"anno_{name}")
+        due = {r["object_id"] for r in natives if r["status"] == "classified" and r["class_name"] == name}
+        values = [json.loads(row["value"]) for row in rows]
+        assert {value["objectId"] for value in values} == due
+        assert {(value["topic"], value["classification"]) for value in values} <= {(name, name)}
+        n += len(rows)
+    assert n == int(answer.outlets["lasair"].passed.sum()) > 0
+    written = Written({"anno_SNIa": {("alerts", 3): np.arange(1000)}, "anno_AGN": {}})
+    again = classify(batch_of("ztf"), replace(assignment, written=written))
+    assert rows_of(again, "anno_SNIa") == []
+    assert int(again.outlets["lasair"].already_written.sum()) == n
 
 
 def test_alerts_of_other_programs_are_held_back_unless_the_outlet_takes_them() -> None:
@@ -219,7 +247,7 @@ def test_alerts_of_other_programs_are_held_back_unless_the_outlet_takes_them() -
     outlets = (outlet("json", name="open"), outlet("json", is_public=False, name="all"))
     settings = {**assigned("ztf").settings, "programids": (1, 2)}
     answer = classify(batch, replace(assigned("ztf"), outlets=outlets, settings=settings))
-    assert [len(rows_of(answer, o.topic)) for o in outlets] == [0, 1]
+    assert [len(rows_of(answer, f"out-{o.name}")) for o in outlets] == [0, 1]
     assert answer.outlets["open"].filtered.tolist() == [True]
 
 

@@ -32,7 +32,7 @@ IDS = {
 def topics(kafka: EmbeddedKafka) -> dict[str, int]:
     """Number of records by topic `read-NAME`, over two partitions."""
     wanted = Filter(statuses=("classified", "abstained"))
-    outlets = tuple(Further(k, k, k, 2, True, "SNIa" if k == "fink-ai" else None, wanted) for k in KINDS)
+    outlets = tuple(Further(k, k, {"": k}, 2, True, "SNIa" if k == "fink-ai" else None, wanted) for k in KINDS)
     values: list[bytes | None] = [*(s.data for s in whole("ztf")[:20]), None, b"junk"]
     answer = classify(hop("ztf", values), replace(assigned("ztf"), outlets=outlets))
     rows = [row for part in answer.rows for row in part.to_pylist()]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from zlib import crc32
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from broker.delivery import Filter, Kind
 from broker.lightcurve import Bools
@@ -23,11 +24,14 @@ _NEEDS = {"lasair": lasair.NEEDS, "elasticc": elasticc.NEEDS, "fink-ai": fink_ai
 
 @dataclass(frozen=True)
 class Further:
-    """An outlet as the tasks of one source know it; travels to the workers."""
+    """An outlet as the tasks of one source know it; travels to the workers.
+
+    topics by class, one under "" where all share it; n_partitions: the least of them has so many.
+    """
 
     name: str
     kind: Kind
-    topic: str
+    topics: Mapping[str, str]
     n_partitions: int
     public_only: bool
     class_name: str | None
@@ -38,7 +42,7 @@ class Further:
 class Delivered:
     """What an outlet made of n verdicts. passed (n,): through the filter; fresh (n,): not written before."""
 
-    rows: pa.RecordBatch
+    rows: list[pa.RecordBatch]
     passed: Bools
     fresh: Bools
 
@@ -48,9 +52,14 @@ def deliver(outlet: Further, batch: Batch, written: Written) -> Delivered:
     columns = batch.columns
     passed = passes(outlet.filter, columns) & _is_fit(outlet, columns)
     places = (columns.column(name) for name in ("alert_topic", "alert_partition", "alert_offset"))
-    fresh = ~written.holds((outlet.topic,), *places)
-    chosen = batch.take(np.flatnonzero(passed & fresh))
-    return Delivered(_rows(outlet, chosen), passed, fresh)
+    fresh = ~written.holds(outlet.topics.values(), *places)
+    found = []
+    for name, topic in outlet.topics.items():
+        mine = passed & fresh
+        if name:
+            mine &= pc.equal(columns.column("class_name"), name).fill_null(False).to_numpy(zero_copy_only=False)
+        found.append(_rows(outlet, topic, batch.take(np.flatnonzero(mine))))
+    return Delivered(found, passed, fresh)
 
 
 def _is_fit(outlet: Further, columns: pa.RecordBatch) -> Bools:
@@ -64,7 +73,7 @@ def _is_fit(outlet: Further, columns: pa.RecordBatch) -> Bools:
     return fit
 
 
-def _rows(outlet: Further, batch: Batch) -> pa.RecordBatch:
+def _rows(outlet: Further, topic: str, batch: Batch) -> pa.RecordBatch:
     objects, partitions = batch.objects(), None
     keys: Sequence[bytes] = objects
     if outlet.kind == "fink":  # its key is the schema, the same for all: the partition must be chosen here
@@ -72,17 +81,17 @@ def _rows(outlet: Further, batch: Batch) -> pa.RecordBatch:
         partitions = pa.array([crc32(name) % outlet.n_partitions for name in objects], pa.int32())
     more = hop.HEADERS if outlet.kind == "hop" else ()
     model = batch.passport.model.encode()
-    return records(outlet.topic, keys, _values(outlet, batch), batch.places, model, more, partitions)
+    return records(topic, keys, _values(outlet, topic, batch), batch.places, model, more, partitions)
 
 
-def _values(outlet: Further, batch: Batch) -> list[bytes]:
+def _values(outlet: Further, topic: str, batch: Batch) -> list[bytes]:
     if not len(batch):
         return []
     match outlet.kind:
         case "json":
             return json_lines.encode(batch)
         case "lasair":
-            return lasair.encode(batch, outlet.topic)
+            return lasair.encode(batch, topic)
         case "hop":
             return hop.encode(batch)
         case "fink":

@@ -2,8 +2,9 @@
 
 A run streams a mix of alerts of all three surveys, three sources in one job, 1 % of them damaged, breaks something at
 random moments (by the seed), starts the job again whenever it has ended, as a supervisor would, and waits until all is
-committed. Then it counts the records of each alert on both output topics, and asks `broker audit`. One result file a
-run, in benchmarks/results/faults; a run whose file is there is not run again. `--table` writes docs/reliability.md.
+committed. What the job goes on from by itself is counted as `restarts`. Then it counts the records of each alert on
+both output topics, and asks `broker audit`. One result file a run, in benchmarks/results/faults; a run whose file is
+there is not run again. `--table` writes docs/reliability.md.
 """
 
 from __future__ import annotations
@@ -87,6 +88,7 @@ class Result:
     already_written: int = 0
     dead_letters: int = 0
     starts: int = 0
+    restarts: int = 0
     exit_codes: list[int] = field(default_factory=list)
     audit: int = -1
     wall_s: float = 0.0
@@ -288,6 +290,8 @@ class Run:
         rows = audit.ledger_rows(self.options, f"{self.run}-ledger", None)
         self.result.already_written = sum(row.already_written for found in rows.values() for row in found)
         command = [sys.executable, "-P", "-m", "broker", "audit", "--config", str(self.config)]
+        text = (self.folder / "job.log").read_text(errors="replace")
+        self.result.restarts = text.count("the query failed; restart") + text.count("a worker failed (")
         self.result.audit = subprocess.run(command, capture_output=True, check=False).returncode
         AdminClient(self.options).delete_topics([*self.outputs, *(f"{self.run}-{name}" for name in SHARES)])
 
@@ -361,7 +365,7 @@ def main() -> int:
             path.write_text(json.dumps(asdict(result), indent=1) + "\n")
             print(
                 f"  lost {result.lost}, duplicates {result.duplicates}, already written {result.already_written}, "
-                f"audit {result.audit}, exits {result.exit_codes}, {result.wall_s:g} s",
+                f"audit {result.audit}, restarts {result.restarts}, exits {result.exit_codes}, {result.wall_s:g} s",
                 flush=True,
             )
     found = faults_table.read(args.results)

@@ -128,7 +128,12 @@ def audit(
         books=[one.with_holes(holes) for one in books],
         windows=windows,
         outside=[
-            outside(w, answers.get(w.place, Records()), tops[w.place.topic][w.place.partition].last_exclusive)
+            outside(
+                w,
+                answers.get(w.place, Records()),
+                tops[w.place.topic][w.place.partition].last_exclusive,
+                rows.get(w.place, ()),
+            )
             for w in windows
         ],
         elsewhere=_elsewhere(collected, places),

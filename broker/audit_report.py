@@ -190,7 +190,8 @@ def _deleted(window: Window, beside: Outside) -> str:
     n = beside.deleted_unanswered.size
     if not n:
         return f"{told}; all of them are answered"
-    return f"{told}; {n} of them have no verdict on the topics any more (or never had a record)"
+    booked = f"; the ledger says of {beside.expired} that they expired before they were read" if beside.expired else ""
+    return f"{told}; {n} of them have no verdict on the topics any more (or never had a record){booked}"
 
 
 def _run(run: tuple[int, int]) -> str:

@@ -71,6 +71,21 @@ def planned_spans(checkpoint: Path) -> tuple[int, list[Span]] | None:
     return batch, spans(start, _planned(checkpoint, batch)[1])
 
 
+def next_offsets(checkpoint: Path) -> dict[tuple[str, int], int] | None:
+    """Where the next batch begins (the unfinished one, if there is one), by topic and partition; None when all is new.
+
+    Raises LedgerError if the folder is not whole.
+    """
+    planned, committed, initial = planned_spans(checkpoint), committed_spans(checkpoint), initial_offsets(checkpoint)
+    if planned is not None:
+        return {(span.topic, span.partition): span.first for span in planned[1]}
+    if committed is not None:
+        return {(span.topic, span.partition): span.last_exclusive for span in committed.spans}
+    if initial is None:
+        return None
+    return {(topic, int(partition)): first for topic, parts in initial.items() for partition, first in parts.items()}
+
+
 def newest_planned(checkpoint: Path) -> int | None:
     """Number of the newest batch that was planned, committed or not."""
     planned = _batches(checkpoint / "offsets")

@@ -21,6 +21,7 @@ from pyspark import TaskContext
 
 from broker import model as models
 from broker import second_reader, surveys
+from broker.errors import ModelError
 from broker.gather import Settings, gather, implausible
 from broker.lightcurve import Bools, merge, summarise, thin
 from broker.outlets import Passport, columns, dead_letter, native, records, rows
@@ -119,7 +120,7 @@ def _answered(batch: pa.RecordBatch, assignment: Assignment, tally: Tally) -> It
 def classify(batch: pa.RecordBatch, assignment: Assignment) -> Answer:
     """Verdicts of a batch of alerts (columns of job.HOP): every alert gets exactly one row, unless it has one."""
     started_us = time.time_ns() // 1000
-    survey, model = surveys.find(assignment.survey), _model(assignment.model)
+    survey, model = surveys.find(assignment.survey), _model(assignment.model, assignment.passport)
     alerts, index, schemas, refused = _read(batch, survey, assignment)
     for wrong, detail in implausible(alerts, survey) if len(alerts) else ():
         for i in np.flatnonzero(wrong):
@@ -282,9 +283,13 @@ def _answer_into(writing: int, one: pa.RecordBatch, assignment: Assignment) -> N
 
 
 @cache
-def _model(folder: Path) -> models.Model:
-    """One session per worker process."""
+def _model(folder: Path, passport: Passport) -> models.Model:
+    """One session per worker process. Raises ModelError where the folder holds another than at the job's start."""
     model = models.load(folder)
+    if model.card.sha256 != passport.sha256:
+        raise ModelError(
+            f"{folder}: holds {model.card.name}@{model.card.version} now, the job began with {passport.model}"
+        )
     gc.freeze()  # pyspark collects after each task: 35 ms over all that is loaded by now, 1 ms over what came since
     return model
 

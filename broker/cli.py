@@ -78,6 +78,29 @@ def run(
 
 
 @app.command()
+def health(
+    config: ConfigFile,
+    ready: Annotated[
+        bool, typer.Option("--ready", help="Ask too whether all queries run and the books balance.")
+    ] = False,
+    within: Annotated[float, typer.Option(help="Seconds since the job last wrote its file.")] = 60.0,
+) -> None:
+    """For probes: exit code 0 where the job of this config is alive, 3 with the reason where it isn't.
+
+    Example: broker health --config examples/demo.toml --ready
+    """
+    from broker import config as settings
+    from broker.health import complaint
+
+    file = settings.load(config).service.health_file
+    if file is None:
+        raise UsageError(f"{config}: [service] has no health_file, so the job writes none; give one")
+    if (why := complaint(file, within, ready)) is not None:
+        raise BrokerError(why)
+    out.print("ready" if ready else "alive")
+
+
+@app.command()
 def classify(
     paths: Annotated[list[Path], typer.Argument(help="Files and folders: Avro containers, frames, tar, gz.")],
     output: Annotated[

@@ -29,6 +29,7 @@ from broker.setting_types import (
     check_slug,
     check_topic,
 )
+from broker.upkeep import Upkeep
 
 Survey = Literal["lsst", "ztf", "elasticc"]
 
@@ -147,6 +148,7 @@ class Source(SettingsTable):
     start: Literal["earliest", "latest"] | datetime | None = None
     max_alerts_per_batch: Count = 10_000  # one LSST visit; what a batch costs whatever its size: docs/operating.md
     max_alert_bytes: Annotated[int, Field(strict=True, ge=1024, le=268_435_456)] = 16_777_216
+    on_data_loss: Literal["stop", "go_on"] = "stop"  # alerts that the topic has deleted before they were read
     zero_point: Number = 31.4
     programids: Annotated[tuple[Whole, ...], Field(min_length=1)] = (1,)
 
@@ -242,6 +244,7 @@ class Config(SettingsTable):
     outlets: Annotated[tuple[Outlet, ...], Field(alias="outlet")] = ()
     policy: Policy = Policy()
     spark: Spark = Spark()
+    service: Upkeep = Upkeep()
     _file: Path = PrivateAttr(default=Path("config"))
 
     @property
@@ -304,7 +307,7 @@ def effective(config: Config) -> list[Setting]:
     tables += [(f"source[{source.name}]", source) for source in config.sources]
     for outlet in config.outlets:
         tables += [(f"outlet[{outlet.name}]", outlet), (f"outlet[{outlet.name}].filter", outlet.filter)]
-    tables += [("policy", config.policy), ("spark", config.spark)]
+    tables += [("policy", config.policy), ("spark", config.spark), ("service", config.service)]
     for table, model in tables:
         for name in type(model).model_fields:
             if isinstance(getattr(model, name), Filter):

@@ -41,6 +41,7 @@ class LedgerRow:
     the answered alerts, those whose record an earlier try of the batch had written, so that it was not written again.
     outlets: by outlet, how many of the alerts that were read are `written` there (of them `already_written` by an
     earlier try) and how many `filtered` away.
+    expired: offsets of the batch that the topic had deleted before they were read; in rows of the driver's, task -1.
     """
 
     source: str
@@ -55,6 +56,7 @@ class LedgerRow:
     time: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="milliseconds"))
     already_written: int = 0
     outlets: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    expired: tuple[Run, ...] = ()
 
     @property
     def n(self) -> int:
@@ -154,11 +156,12 @@ class Gap(NamedTuple):
 
 @dataclass(frozen=True)
 class Balance:
-    """One batch's books. `expected` = `answered` + `holes` + the size of `missing`.
+    """One batch's books. `expected` = `answered` + `holes` + `expired` + the size of `missing`.
 
     holes: offsets without a record (transaction markers, compaction). foreign: answered, but not in the batch.
     repeated: alerts that a second ledger row answered again (a batch run twice). counts: by "status/reason".
-    already_written: alerts whose record the last try did not write again. outlets: sums over the rows, by outlet.
+    already_written: alerts whose record the last try did not write again. expired: deleted before they were read.
+    outlets: sums over the rows, by outlet.
     """
 
     expected: int
@@ -169,12 +172,13 @@ class Balance:
     repeated: int = 0
     counts: Mapping[str, int] = field(default_factory=dict)
     already_written: int = 0
+    expired: int = 0
     outlets: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
     @property
     def is_balanced(self) -> bool:
         """Whether every offset is answered once or a hole, and the counts, the outlets' too, say the same number."""
-        settled = not self.missing and not self.foreign and self.expected == self.answered + self.holes
+        settled = not self.missing and not self.foreign and self.expected == self.answered + self.holes + self.expired
         return settled and sum(self.counts.values()) == self.answered and not _of_outlets(self.outlets, self.counts)
 
     def by_status(self) -> dict[str, dict[str, int]]:
@@ -187,13 +191,22 @@ class Balance:
 
     def with_holes(self, holes: Iterable[Gap]) -> "Balance":
         """The same books after a look at the source: these missing offsets hold no record."""
-        empty = _by_partition(holes)
-        missing, n_holes = [], 0
-        for (topic, partition), gaps in _by_partition(self.missing).items():
-            left = _minus(gaps, empty.get((topic, partition), []))
-            n_holes += _size(gaps) - _size(left)
+        missing, n = self._without(holes)
+        return replace(self, missing=missing, holes=self.holes + n)
+
+    def with_expired(self, gaps: Iterable[Gap]) -> "Balance":
+        """The same books where these missing offsets were deleted before they were read."""
+        missing, n = self._without(gaps)
+        return replace(self, missing=missing, expired=self.expired + n)
+
+    def _without(self, gaps: Iterable[Gap]) -> tuple[tuple[Gap, ...], int]:
+        """What is missing beside these offsets, and how many of them were missing."""
+        excused, missing, n = _by_partition(gaps), [], 0
+        for (topic, partition), found in _by_partition(self.missing).items():
+            left = _minus(found, excused.get((topic, partition), []))
+            n += _size(found) - _size(left)
             missing += [Gap(topic, partition, first, last) for first, last in left]
-        return replace(self, missing=tuple(missing), holes=self.holes + n_holes)
+        return tuple(missing), n
 
     def check(self, source: str, batch: int) -> None:
         """Raise LedgerError unless balanced: which batch, which offsets, what to do."""
@@ -261,7 +274,8 @@ def log_line(source: str, batch: int, balance: Balance, durations_ms: Mapping[st
     for status, reasons in balance.by_status().items():
         named = ", ".join(f"{reason} {n}" for reason, n in reasons.items() if reason != "ok")
         parts.append(f"{sum(reasons.values())} {status}" + (f" ({named})" if named else ""))
-    told = ((balance.holes, "holes"), (balance.repeated, "run twice"), (balance.already_written, "already written"))
+    told = [(balance.holes, "holes"), (balance.expired, "expired")]
+    told += [(balance.repeated, "run twice"), (balance.already_written, "already written")]
     for n, what in told:
         if n:
             parts.append(f"{what} {n}")

@@ -189,18 +189,22 @@ class Outside:
     in_flight: int
     beyond: Integers
     deleted_unanswered: Integers  # between `begin` and `first`: nobody can tell any more
+    expired: int = 0  # of those, how many the ledger says were deleted before they were read
 
 
-def outside(window: Window, records: Records, top: int) -> Outside:
+def outside(window: Window, records: Records, top: int, rows: Sequence[LedgerRow] = ()) -> Outside:
     """What lies outside a partition's whole window; top: the end of the source's partition, after the outputs' end."""
     answered = records.answered
     deleted = np.arange(window.begin, window.first) if window.first > window.begin else NONE
+    unanswered = np.setdiff1d(deleted, answered, assume_unique=True)
+    told = expand((run for row in rows for run in row.expired), replace(window, first=window.begin))
     return Outside(
         window.place,
         earlier=int(np.searchsorted(answered, window.first)),
         in_flight=int(np.count_nonzero((answered >= window.last_exclusive) & (answered < top))),
         beyond=answered[answered >= top],
-        deleted_unanswered=np.setdiff1d(deleted, answered, assume_unique=True),
+        deleted_unanswered=unanswered,
+        expired=np.intersect1d(unanswered, told, assume_unique=True).size,
     )
 
 

@@ -1,31 +1,32 @@
 """`broker run`: one streaming query per source, its books checked at every batch, until stopped.
 
-A batch over which a worker dies twice is run again alert by alert; every other failure stops the job. A batch that was
-begun and not committed runs again, and leaves out the records that it has written already.
+A query that fails starts again where the fault may pass, and leaves out the records that it has written already; a
+batch over which a worker dies twice is run alert by alert. What no restart mends stops the job.
 """
 
 from __future__ import annotations
 
-import json
 import logging
+import os
 import threading
 import time
 from collections import Counter
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
-from typing import Any
+from contextlib import ExitStack, suppress
+from dataclasses import replace
+from datetime import UTC, datetime
 
-from pyspark.errors import StreamingQueryException
+from py4j.protocol import Py4JError
 from pyspark.sql import DataFrame, SparkSession
-from pyspark.sql.streaming.query import StreamingQuery
 
-from broker import checkpoint, job, session, sources
+from broker import checkpoint, job, retention, session, sources
 from broker import model as models
-from broker.classify import Assignment
 from broker.config import Config, Source, kafka_options, spark_kafka_options
 from broker.delivery import topics_of
-from broker.errors import BrokerError, ConfigError
+from broker.drain import drain
+from broker.errors import BrokerError, ConfigError, KafkaError
+from broker.health import Health
+from broker.imprint import imprint, take_over
 from broker.java import java
 from broker.ledger import Balance, Gap, Span, compare, log_line
 from broker.ledger_topic import ROWS_KEPT_MS, LedgerTopic
@@ -33,33 +34,23 @@ from broker.leftovers import Notes, find_written
 from broker.lock import Lock
 from broker.outlets import filters
 from broker.signals import heard
-from broker.topics import check_topics, find_holes, require_topics, wait_for_kafka, watermarks
+from broker.stream import Stream
+from broker.supervise import Budget, Fault, judge
+from broker.topics import (
+    answers,
+    check_topics,
+    find_cluster,
+    find_holes,
+    find_missing,
+    require_topics,
+    wait_for_kafka,
+    watermarks,
+)
 
 _log = logging.getLogger(__name__)
 
-DRAIN_S = 30.0
 POLL_S = 0.1
-REPORT_TRIES = 10
-# What Spark says when our function, or its worker, failed: the alerts of that batch are under suspicion.
-_WORKER_FAILED = (
-    "Python worker exited unexpectedly",
-    "PythonException",
-    "Python worker failed to connect back",
-    "reading the port number from",  # its parent, while it started
-)
-
-
-@dataclass
-class Stream:
-    """One source, its query and its books."""
-
-    source: Source
-    limits: dict[str, int]
-    assignment: Assignment
-    query: StreamingQuery | None = None
-    alone: list[Gap] = field(default_factory=list)
-    failures: Counter[int] = field(default_factory=Counter)
-    checked: int = -1
+MISSING_S = 5.0  # a topic that is gone so long is gone, and not a cluster that is only coming up
 
 
 class Service:
@@ -75,6 +66,8 @@ class Service:
         surveys = {source.name: source.survey for source in config.sources}
         further = topics_of(config.outlets, surveys)
         self._outputs = (config.output.classifications, config.output.dead_letters, *further)
+        self._health = Health(config.service.health_file)
+        self._was_asked = False
 
     def run(self) -> Counter[str]:
         """Runs until stopped (or done); verdicts by "status/reason". Raises BrokerError where something failed."""
@@ -82,41 +75,72 @@ class Service:
             _check_start(source)
         with ExitStack() as stack:
             locks = [stack.enter_context(Lock(source.checkpoint)) for source in self.config.sources]
+            stack.enter_context(self._health)
             # What is wrong on this machine is told before Kafka is waited for.
             java()
             filters.check(self.config.outlets, models.load(models.find(self.config.model.name)).card)
             wait_for_kafka(self._kafka, self.config.kafka.startup_timeout_s)
             streams = self._streams()
-            stack.enter_context(heard(lambda _: self.stopping.set()))
-            searches = self._search(stack, streams, locks)
+            stack.enter_context(heard(self._hear))
+            pool = stack.enter_context(ThreadPoolExecutor(len(streams)))
+            stack.callback(self.stopping.set)  # whatever happens, so that the pool's work ends
+            searches = self._search(pool, streams, locks)
             spark = self._spark(stack, locks)
             for search in searches:
                 search.result()
             if self.stopping.is_set():
                 return self.answered
-            since = min((c.planned_at_ms for c in map(_committed, streams) if c), default=int(time.time() * 1000))
-            names = [stream.source.name for stream in streams]
+            since = min((c.planned_at_ms for s in streams if (c := s.committed())), default=int(time.time() * 1000))
+            names = [stream.name for stream in streams]
             ledger = stack.enter_context(LedgerTopic(self._kafka, self.config.output.ledger, names, since))
             for stream in streams:
                 self._check_last(stream, ledger)
             stack.enter_context(Notes(self._kafka, self._outputs, [stream.source.checkpoint for stream in streams]))
             for stream in streams:
                 self._start(spark, stream)
-            _log.info("running: %s", ", ".join(f"{s.source.name} ({', '.join(s.source.topics)})" for s in streams))
+            _log.info("running: %s", ", ".join(f"{s.name} ({', '.join(s.source.topics)})" for s in streams))
             self.started.set()
-            self._watch(spark, streams, ledger)
+            try:
+                self._watch(spark, pool, streams, ledger)
+            except (Py4JError, ConnectionError) as error:
+                raise BrokerError(
+                    "Spark's JVM is gone: killed, or out of memory (then raise driver_memory in [spark]). Start again: "
+                    "what the unfinished batches have written is left out"
+                ) from error
         return self.answered
 
-    def _search(self, stack: ExitStack, streams: list[Stream], locks: list[Lock]) -> list[Future[None]]:
+    def _hear(self, number: int) -> None:
+        """A first signal has the job end between two batches, a second one at once."""
+        if self._was_asked:
+            _log.warning("asked a second time to end: leaving at once, with the batch under way unfinished")
+            os._exit(128 + number)  # the JVM and its workers end with this process
+        self._was_asked = True
+        self.stopping.set()
+
+    def _search(self, pool: ThreadPoolExecutor, streams: list[Stream], locks: list[Lock]) -> list[Future[None]]:
         """Look for what unfinished batches have written, which takes 5 s at least, while Spark starts."""
-        pool = stack.enter_context(ThreadPoolExecutor(len(streams)))
-        stack.callback(self.stopping.set)  # should Spark not start, so that the searches end
 
         def search(stream: Stream, lock: Lock) -> None:
             lock.wait_for_jvm()
+            self._look_for_expired(stream)
             self._leave_out(stream)
 
         return [pool.submit(search, stream, lock) for stream, lock in zip(streams, locks, strict=True)]
+
+    def _look_for_expired(self, stream: Stream) -> None:
+        """Stop, or book it and go on, where alerts were deleted before they were read. Raises BrokerError."""
+        gaps = retention.find_expired(self._kafka, stream.source)
+        if gaps and stream.source.on_data_loss == "stop":
+            raise retention.refuse(stream.source, gaps)
+        if gaps:
+            planned, last = checkpoint.planned_spans(stream.source.checkpoint), stream.committed()
+            batch = planned[0] if planned else last.batch + 1 if last else 0
+            _log.warning("%s: deleted before they were read, goes on behind: %s", stream.name, retention.tell(gaps))
+            self._book(stream, batch, gaps)
+
+    def _book(self, stream: Stream, batch: int, gaps: list[Gap]) -> None:
+        model = stream.assignment.passport.model
+        retention.book(self._kafka, self.config.output.ledger, stream.source, batch, model, gaps)
 
     def _leave_out(self, stream: Stream) -> None:
         """Have the next query leave out what an unfinished batch has written."""
@@ -132,14 +156,14 @@ class Service:
         spark = session.start("t2-broker", settings.master, settings.driver_memory, settings.extra)
         for lock in locks:
             stack.callback(lock.release_in_jvm)
-        stack.callback(spark.stop)
+        stack.callback(_stop, spark)
         for lock in locks:
             lock.hold_in_jvm(spark.sparkContext._jvm)
         return spark
 
     def _streams(self) -> list[Stream]:
         """Topics checked, one stream per source."""
-        output = self.config.output
+        output, upkeep = self.config.output, self.config.service
         require_topics(self._kafka, [t for s in self.config.sources for t in s.topics])
         limits = check_topics(
             self._kafka,
@@ -151,37 +175,130 @@ class Service:
         )
         held = watermarks(self._kafka, self._outputs[2:]) if self._outputs[2:] else {}
         counts = {topic: len(partitions) for topic, partitions in held.items()}
-        sources = self.config.sources
-        return [Stream(source, limits, job.assign(self.config, source, limits, counts)) for source in sources]
+        streams, cluster = [], find_cluster(self._kafka)
+        for source in self.config.sources:
+            assignment = job.assign(self.config, source, limits, counts)
+            take_over(source.checkpoint, imprint(source, output.topics, cluster, assignment.passport))
+            budget = Budget(upkeep.restarts, upkeep.restart_window_s)
+            streams.append(Stream(source, limits, assignment, budget))
+            self._health.sources[source.name] = streams[-1].health
+            if source.on_data_loss == "stop":
+                self._look_for_expired(streams[-1])
+        return streams
 
     def frames(self, spark: SparkSession, source: Source) -> DataFrame:
         """Rows of a source (sources.FRAME_COLUMNS); the books are held against Kafka's offsets, not against these."""
-        return sources.kafka(spark, self._spark_kafka, source.topics, source.start, source.max_alerts_per_batch)
+        fails = source.on_data_loss == "stop"
+        return sources.kafka(spark, self._spark_kafka, source.topics, source.start, source.max_alerts_per_batch, fails)
 
     def _start(self, spark: SparkSession, stream: Stream) -> None:
-        source = stream.source
-        frames = self.frames(spark, source)
-        rows = job.build(frames, job.survey_of(source), stream.assignment, stream.alone)
-        writer = rows.writeStream.format("kafka").options(**self._spark_kafka, **_sink_options(stream.limits))
-        writer = writer.option("checkpointLocation", str(source.checkpoint)).queryName(source.name)
-        if self.once:
-            writer = writer.trigger(availableNow=True)
-        stream.query = writer.start()
+        frames = self.frames(spark, stream.source)
+        rows = job.build(frames, job.survey_of(stream.source), stream.assignment, stream.alone)
+        stream.start(rows, self._spark_kafka, self.once)
 
-    def _watch(self, spark: SparkSession, streams: list[Stream], ledger: LedgerTopic) -> None:
+    # --- while it runs ------------------------------------------------------------------------------------------------
+
+    def _watch(self, spark: SparkSession, pool: ThreadPoolExecutor, streams: list[Stream], ledger: LedgerTopic) -> None:
         """Check each batch once it is committed, restart what may be restarted, until stopped or done."""
+        self._health.tell("running")
         while not self.stopping.wait(POLL_S):
             for stream in streams:
-                self._check_books(stream, ledger)
-                assert stream.query is not None
-                failure = None if stream.query.isActive else stream.query.exception()
-                if failure is not None:
-                    self._retry(spark, stream, failure)
-            if self.once and not any(s.query.isActive for s in streams if s.query):
+                self._turn(spark, pool, stream, ledger)
+            self._health.tell()
+            if self.once and all(stream.health.state == "done" for stream in streams):
                 break
-        _drain(streams)
+        self._health.tell("draining")
+        drain(spark, {s.name: s.query for s in streams if s.query is not None and s.recovery is None})
         for stream in streams:
             self._check_books(stream, ledger)
+
+    def _turn(self, spark: SparkSession, pool: ThreadPoolExecutor, stream: Stream, ledger: LedgerTopic) -> None:
+        """A look at one stream: its books, whether its query has failed, whether a failed one may start again."""
+        if stream.recovery is None:
+            batch = stream.health.batch
+            self._check_books(stream, ledger)
+            if stream.health.batch != batch:
+                session.forget_readers(spark)
+            if stream.query is not None and not stream.query.isActive:
+                failure = stream.query.exception()
+                if failure is None:
+                    stream.health.state = "done"
+                else:
+                    self._failed(pool, stream, judge(str(failure)))
+        elif stream.recovery.done():
+            recovery, stream.recovery = stream.recovery, None
+            try:
+                recovery.result()
+            except KafkaError as error:
+                self._failed(pool, stream, judge(str(error)))
+                return
+            if not self.stopping.is_set():
+                self._start(spark, stream)
+
+    def _failed(self, pool: ThreadPoolExecutor, stream: Stream, fault: Fault) -> None:
+        """Have the query start again in a while; raises BrokerError where that is of no use, or was done too often."""
+        if fault.kind == "lasting":
+            raise BrokerError(f"source {stream.name!r}: the query failed: {fault.cause}. {fault.advice}")
+        planned = checkpoint.planned_spans(stream.source.checkpoint)
+        if fault.kind == "worker" and planned is not None:
+            self._suspect(stream, *planned, fault.cause)
+            wait_s = 0.0
+        else:
+            allowed = stream.budget.spend()
+            if allowed is None:
+                raise BrokerError(
+                    f"source {stream.name!r}: the query failed again, after its restarts ({stream.budget}): "
+                    f"{fault.cause}. Mend the cause, then start again; 'restarts' and 'restart_window_s' of [service] "
+                    "say how often is too often"
+                )
+            wait_s = allowed
+            told = (stream.name, stream.budget, wait_s, fault.cause)
+            _log.warning("%s: the query failed; restart %s follows in %g s: %s", *told)
+        stream.health.state, stream.health.cause = "restarting", fault.cause
+        stream.health.restarts += 1
+        stream.recovery = pool.submit(self._recover, stream, wait_s)
+
+    def _suspect(self, stream: Stream, batch: int, batch_spans: list[Span], cause: str) -> None:
+        """A worker died over a planned batch: once may be chance, after the second time each alert runs alone."""
+        name = stream.name
+        stream.failures[batch] += 1
+        if stream.failures[batch] > 2:
+            raise BrokerError(f"source {name!r}, batch {batch}: failed again, alert by alert: {cause}")
+        _log.warning("%s batch %d: a worker failed (%d): %s", name, batch, stream.failures[batch], cause)
+        if stream.failures[batch] == 2:
+            stream.alone = [Gap(s.topic, s.partition, s.first, s.last_exclusive - 1) for s in batch_spans]
+            _log.warning("%s batch %d: runs again alert by alert, to find the one that kills its reader", name, batch)
+
+    def _recover(self, stream: Stream, wait_s: float) -> None:
+        """What comes before a restart, in a thread: wait, for Kafka too, see what is there and what is written."""
+        if self.stopping.wait(wait_s) or not self._is_kafka_back(stream):
+            return
+        topics = [*stream.source.topics, *self.config.output.topics]
+        missing = find_missing(self._kafka, topics)
+        if missing and not self.stopping.wait(MISSING_S) and (missing := find_missing(self._kafka, topics)):
+            raise BrokerError(
+                f"source {stream.name!r}: the query failed, and Kafka lacks the topic {', '.join(missing)} (or hides "
+                "it from this login). Let this login see it, or make it again, then start again. What was on a topic "
+                "that was deleted is gone: to answer those alerts once more, start with a new checkpoint and a 'start'"
+            )
+        self._look_for_expired(stream)
+        self._leave_out(stream)
+
+    def _is_kafka_back(self, stream: Stream) -> bool:
+        """Waits for Kafka; False where the job is to end first. Raises BrokerError once it has waited too long."""
+        since = told = time.monotonic()
+        while (reason := answers(self._kafka)) is not None:
+            now, limit_s = time.monotonic(), self.config.service.kafka_away_s
+            if now - since > limit_s:
+                raise BrokerError(f"source {stream.name!r}: Kafka has been away for {limit_s:g} s: {reason}")
+            if now - told > 60 or told == since:
+                _log.warning("%s: waits for Kafka, for %.0f s now: %s", stream.name, now - since, reason)
+                told = now
+            if self.stopping.wait(1.0):
+                return False
+        return not self.stopping.is_set()
+
+    # --- books --------------------------------------------------------------------------------------------------------
 
     def _check_books(self, stream: Stream, ledger: LedgerTopic) -> None:
         """The books of every batch that was committed since the last look, by the offsets in the checkpoint.
@@ -189,47 +306,46 @@ class Service:
         The checkpoint and not a listener: pyspark's takes hundreds of calls into the JVM a batch, a quarter of the
         JVM's time at 100 alerts/s, and an event can get lost where a file can't.
         """
-        for late in _unchecked(stream):
-            balance = self._balance(stream, late.batch, late.spans, ledger)
-            self.answered.update(balance.counts)
-            report = _report(stream, late.batch)
-            durations, lag = ({}, None) if report is None else (report["durationMs"], _lag(report["sources"][0]))
-            _log.info("%s", log_line(stream.source.name, late.batch, balance, durations, lag))
+        late, health = stream.unchecked(), stream.health
+        if not late or (not health.balanced and answers(self._kafka) is not None):
+            return
+        try:
+            for one in late:
+                balance = self._balance(stream, one.batch, one.spans, ledger)
+                self.answered.update(balance.counts)
+                durations, lag = stream.report(one.batch)
+                health.batch, health.committed_at, health.lag = one.batch, datetime.now(UTC).isoformat(), lag
+                _log.info("%s", log_line(stream.name, one.batch, balance, durations, lag))
+            health.balanced = True
+        except KafkaError as error:
+            if judge(str(error)).kind == "lasting":
+                raise
+            if health.balanced:
+                _log.warning("%s: books can't be checked now, and will be: %s", stream.name, error)
+            health.balanced = False
 
     def _balance(self, stream: Stream, batch: int, batch_spans: list[Span], ledger: LedgerTopic) -> Balance:
         """The books of one batch; raises LedgerError unless they balance."""
-        rows = ledger.rows_of(stream.source.name, batch, checkpoint.query_id(stream.source.checkpoint))
+        rows = ledger.rows_of(stream.name, batch, checkpoint.query_id(stream.source.checkpoint))
         balance = compare(batch_spans, rows)
         if balance.missing:
+            booked = [Gap(row.topic, row.partition, *run) for row in rows for run in row.expired]
+            balance = balance.with_expired(booked)
+        if balance.missing:
             balance = balance.with_holes(find_holes(self._kafka, balance.missing))
-        balance.check(stream.source.name, batch)
+        if balance.missing and stream.source.on_data_loss == "go_on":
+            expired = retention.expired_of(self._kafka, balance.missing)
+            self._book(stream, batch, expired)
+            balance = balance.with_expired(expired)
+        balance.check(stream.name, batch)
         stream.checked = batch
         return balance
 
     def _check_last(self, stream: Stream, ledger: LedgerTopic) -> None:
         """Before the start: the newest committed batch of the checkpoint must balance."""
-        last = _committed(stream)
+        last = stream.committed()
         if last is not None:
             self._balance(stream, last.batch, last.spans, ledger)
-
-    def _retry(self, spark: SparkSession, stream: Stream, failure: StreamingQueryException) -> None:
-        """Start the query again where alerts may be to blame; raise BrokerError otherwise."""
-        text = str(failure)
-        planned = checkpoint.planned_spans(stream.source.checkpoint)
-        name = stream.source.name
-        if planned is None or not any(sign in text for sign in _WORKER_FAILED):
-            raise BrokerError(f"source {name!r}: the query failed: {_cause(text)}")
-        batch, batch_spans = planned
-        stream.failures[batch] += 1
-        if stream.failures[batch] > 2:
-            raise BrokerError(f"source {name!r}, batch {batch}: failed again, alert by alert: {_cause(text)}")
-        _log.warning("%s batch %d: a worker failed (%d): %s", name, batch, stream.failures[batch], _cause(text))
-        if stream.failures[batch] == 2:
-            stream.alone = [Gap(s.topic, s.partition, s.first, s.last_exclusive - 1) for s in batch_spans]
-            _log.warning("%s batch %d: runs again alert by alert, to find the one that kills its reader", name, batch)
-        self._leave_out(stream)
-        if not self.stopping.is_set():
-            self._start(spark, stream)
 
 
 def _check_start(source: Source) -> None:
@@ -240,75 +356,6 @@ def _check_start(source: Source) -> None:
         )
 
 
-def _committed(stream: Stream) -> checkpoint.Committed | None:
-    return checkpoint.committed_spans(stream.source.checkpoint)
-
-
-def _unchecked(stream: Stream) -> list[checkpoint.Committed]:
-    """Committed batches with alerts whose books were not looked at in this run."""
-    folder = stream.source.checkpoint
-    late = [batch for batch in checkpoint.committed_batches(folder) if batch > stream.checked]
-    told = [c for c in (checkpoint.committed_spans(folder, batch) for batch in late) if c is not None]
-    return [c for c in told if any(span.last_exclusive > span.first for span in c.spans)]
-
-
-def _sink_options(limits: dict[str, int]) -> dict[str, str]:
-    """Producer settings: as large as the largest topic takes, acknowledged by all replicas, short waits."""
-    largest = max(limits.values())
-    return {
-        "kafka.max.request.size": str(largest + 65_536),
-        "kafka.buffer.memory": str(max(33_554_432, 2 * largest)),
-        "kafka.linger.ms": "5",
-        "kafka.acks": "all",
-    }
-
-
-def _report(stream: Stream, batch: int) -> dict[str, Any] | None:
-    """Spark's report of a batch, which follows its commit; None where a later one has taken its place."""
-    for _ in range(REPORT_TRIES):
-        report = None if stream.query is None else stream.query.lastProgress
-        if report is not None and report.batchId >= batch:
-            return json.loads(report.json) if report.batchId == batch else None
-        time.sleep(0.02)
-    return None
-
-
-def _lag(place: dict[str, Any]) -> int | None:
-    """Alerts that wait behind the batch, by the latest offsets that Spark saw."""
-    latest, end = place.get("latestOffset"), place["endOffset"]
-    if not latest:
-        return None
-    return sum(int(o) - int(end.get(t, {}).get(p, 0)) for t, ps in latest.items() for p, o in ps.items())
-
-
-def _cause(text: str) -> str:
-    """The telling line of Spark's long exception texts."""
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    causes = [line for line in lines if line.startswith("Caused by:") or "Error:" in line or "Exception:" in line]
-    return (causes[-1] if causes else lines[0] if lines else "no reason given")[:400]
-
-
-def _drain(streams: list[Stream]) -> None:
-    """Stop each query between two batches: one stopped in the middle would be run again, and repeat its rows.
-
-    While alerts stream in, the next batch follows at once, so that a query is not only stopped where it is idle but
-    also right after a commit: planning the next batch takes longer than stopping.
-    """
-    deadline = time.monotonic() + DRAIN_S
-    waiting = [(stream, stream.query, _newest_commit(stream)) for stream in streams if stream.query is not None]
-    while waiting:
-        for entry in list(waiting):
-            stream, query, newest = entry
-            is_committed = _newest_commit(stream) > newest
-            if is_committed:
-                time.sleep(0.05)  # the report of the batch comes right after its commit
-            is_idle = not query.isActive or not query.status["isTriggerActive"]
-            if is_committed or is_idle or time.monotonic() > deadline:
-                query.stop()
-                waiting.remove(entry)
-        time.sleep(0.01)
-
-
-def _newest_commit(stream: Stream) -> int:
-    last = _committed(stream)
-    return -1 if last is None else last.batch
+def _stop(spark: SparkSession) -> None:
+    with suppress(Py4JError, ConnectionError):  # a JVM that has died
+        spark.stop()

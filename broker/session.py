@@ -27,6 +27,12 @@ COMPILE_LATER = (
     "-XX:Tier4CompileThreshold=150000 -XX:Tier4BackEdgeThreshold=400000"
 )
 
+# Avro's fast reader keeps every schema that it has ever seen (AVRO-4253), and each batch parses its own: 0.6 MB a
+# batch, a full heap of 2 GB after a quarter of an hour at 100 alerts/s. forget_readers empties that memory in the
+# driver; nothing can reach it in the executors of a cluster, so there the fast reader is off. That costs no more CPU
+# on average LSST alerts (396 us against 401) and 43 % more on deep ones (3,025 against 2,118).
+NO_FAST_READER = "-Dorg.apache.avro.fastread=false"
+
 
 def start(name: str, master: str, driver_memory: str, extra: Mapping[str, str] | None = None) -> SparkSession:
     """A session with the connectors and the decoder's limits. Raises JavaError, UsageError."""
@@ -61,9 +67,10 @@ def start(name: str, master: str, driver_memory: str, extra: Mapping[str, str] |
         # halves the forks of chmod that a pip-installed Spark makes for each checkpoint file
         "spark.hadoop.fs.AbstractFileSystem.file.impl": "org.apache.hadoop.fs.local.RawLocalFs",
     }
-    for side in ("driver", "executor"):
+    for side, more in (("driver", ""), ("executor", NO_FAST_READER)):
         key = f"spark.{side}.extraJavaOptions"
-        settings[key] = f"{limits} -XX:+UseParallelGC {COMPILE_LATER} {quiet} {extra.pop(key, '')}".strip()
+        options = (limits, "-XX:+UseParallelGC", COMPILE_LATER, quiet, more, extra.pop(key, ""))
+        settings[key] = " ".join(option for option in options if option)
     builder = SparkSession.builder.master(master).appName(name)
     for key, value in (settings | extra).items():
         if value is not None:
@@ -73,6 +80,18 @@ def start(name: str, master: str, driver_memory: str, extra: Mapping[str, str] |
     spark.sparkContext.setLogLevel("OFF")
     check_limits(spark)
     return spark
+
+
+def forget_readers(spark: SparkSession) -> None:
+    """Have Avro begin a new memory of readers in the driver; to be called again and again, between batches.
+
+    A reader in use stays as it is.
+    """
+    assert spark.sparkContext._jvm is not None
+    avro = spark.sparkContext._jvm.org.apache.avro.generic.GenericData.get()
+    memory = avro.getClass().getDeclaredField("fastReaderBuilder")
+    memory.setAccessible(True)
+    memory.set(avro, None)
 
 
 @contextmanager

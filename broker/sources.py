@@ -20,12 +20,16 @@ def kafka(
     topics: tuple[str, ...],
     start: str | datetime | None,
     max_alerts_per_batch: int,
+    fails_on_loss: bool = True,
 ) -> DataFrame:
-    """A stream of alerts from topics. start: earliest, latest or a time; counts only while the checkpoint is new."""
+    """A stream of alerts from topics. start: earliest, latest or a time; counts only while the checkpoint is new.
+
+    fails_on_loss: whether alerts that were deleted before they were read fail the query; else it goes on behind them.
+    """
     reader = spark.readStream.format("kafka").option("kafka.receive.buffer.bytes", RECEIVE_BUFFER_BYTES)
     reader = reader.options(**options)
     reader = reader.option("subscribe", ",".join(topics)).option("includeHeaders", "true")
-    reader = reader.option("maxOffsetsPerTrigger", max_alerts_per_batch).option("failOnDataLoss", "true")
+    reader = reader.option("maxOffsetsPerTrigger", max_alerts_per_batch).option("failOnDataLoss", fails_on_loss)
     if isinstance(start, datetime):
         reader = reader.option("startingTimestamp", int(start.timestamp() * 1000))
         reader = reader.option("startingOffsetsByTimestampStrategy", "latest")

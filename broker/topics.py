@@ -55,6 +55,23 @@ def wait_for_kafka(options: Mapping[str, str], timeout_s: float) -> None:
         ) from error
 
 
+def answers(options: Mapping[str, str], timeout_s: float = 2.0) -> str | None:
+    """None where the cluster answers, else why not. Raises KafkaError for a refused login."""
+    try:
+        _reach_out(options, timeout_s)
+    except _NotYetError as error:
+        return str(error)
+    return None
+
+
+def find_cluster(options: Mapping[str, str]) -> str:
+    """The cluster's id, which it keeps for life. Raises KafkaError."""
+    try:
+        return str(_admin(options).list_topics(timeout=TIMEOUT_S).cluster_id)
+    except KafkaException as error:
+        raise KafkaError(f"Kafka at {options['bootstrap.servers']} does not tell its id: {reason(error)}") from error
+
+
 def check_topics(
     options: Mapping[str, str],
     names: Iterable[str],

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import NamedTuple, Self, cast
 
 from confluent_kafka import Message, Producer
 
@@ -18,7 +18,7 @@ from broker.ledger import LedgerRow
 from broker.topics import read_all
 
 BROKER = (sys.executable, "-P", "-m", "broker")
-STARTUP_S = 120.0  # Spark takes 10 s of it on a quiet machine
+STARTUP_S = 240.0  # Spark takes 10 s of it on a quiet machine
 Headers = list[tuple[str, bytes]]
 
 
@@ -129,7 +129,7 @@ class Running:
                 [*command, *map(str, args)], stdout=output, stderr=output, start_new_session=True, env=environment
             )
 
-    def __enter__(self) -> "Running":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

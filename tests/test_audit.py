@@ -4,7 +4,7 @@ import json
 import threading
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from pathlib import Path
@@ -114,6 +114,8 @@ def test_what_lies_outside_is_told_apart() -> None:
     beside = outside(window(10, 20, begin=2), records, top=30)
     assert (beside.earlier, beside.in_flight, beside.beyond.tolist()) == (2, 1, [30, 99])
     assert beside.deleted_unanswered.tolist() == [2, 4, 5, 6, 7, 8, 9]
+    booked = replace(row(), expired=((0, 5), (9, 12)))
+    assert outside(window(10, 20, begin=2), records, 30, [booked]).expired == 4  # 2, 4, 5 and 9
     assert not reconcile(window(10, 20), records, [row((0, 99))]).is_balanced
 
 

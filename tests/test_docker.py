@@ -4,6 +4,7 @@ import ast
 import re
 import shlex
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 import typer.main
@@ -54,6 +55,15 @@ def test_the_services_commands_are_known_to_the_command_line(name: str) -> None:
     command, *arguments = SERVICES[name]["command"]
     known = typer.main.get_command(app).commands[command]  # type: ignore[attr-defined]
     known.make_context(command, arguments)  # raises on an option or argument that it doesn't know
+
+
+def test_the_jobs_probe_reads_the_file_that_the_job_writes() -> None:
+    probe = cast("dict[str, Any]", COMPOSE["services"]["job"]["healthcheck"])["test"]
+    assert probe[:3] == ["CMD", "broker", "health"]
+    known = typer.main.get_command(app).commands["health"]  # type: ignore[attr-defined]
+    known.make_context("health", probe[3:])
+    assert probe[4] == SERVICES["job"]["command"][2]
+    assert settings.load(ROOT / "docker" / "demo.toml").service.health_file == Path("/data/health.json")
 
 
 @pytest.mark.parametrize("name", REPLAYS)

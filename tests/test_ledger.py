@@ -185,6 +185,17 @@ def test_error_keeps_a_long_list_short() -> None:
         balance.check("ztf", 7)
 
 
+def test_what_expired_unread_is_excused_and_told() -> None:
+    booked = row((), expired=((3, 4),), task=-1)
+    assert LedgerRow.from_json(booked.to_json()) == booked
+    balance = compare([Span("night", 0, 0, 6)], [booked, row(((0, 2),))])
+    assert balance.missing == (Gap("night", 0, 3, 5),)
+    balance = balance.with_expired([Gap("night", 0, 1, 4), Gap("dawn", 0, 5, 5)])
+    assert (balance.expired, balance.missing, balance.is_balanced) == (2, (Gap("night", 0, 5, 5),), False)
+    assert balance.with_holes([Gap("night", 0, 5, 5)]).is_balanced
+    assert "holes 1, expired 2, " in log_line("ztf", 7, balance.with_holes([Gap("night", 0, 5, 5)]), {})
+
+
 def test_empty_batch_balances() -> None:
     assert compare([], []).is_balanced
     assert compare([Span("night", 0, 5, 5)], []).is_balanced

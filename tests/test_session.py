@@ -7,11 +7,13 @@ import time
 from pathlib import Path
 
 import pytest
+from decoding import by_spark
 from pyspark.sql import SparkSession
 from running import Running
+from samples import whole
 
 from broker.decode import LIMITS
-from broker.session import check_limits, start
+from broker.session import check_limits, forget_readers, start
 
 UNLIMITED = """
 import os, sys
@@ -54,6 +56,26 @@ def test_a_session_made_before_without_limits_is_refused() -> None:
     assert line.startswith("driver: JVM limit org.apache.avro.limits.collectionItems.maxLength is None, must be 100000")
     for key, value in LIMITS.items():
         assert f"-D{key}={value}" in line
+
+
+def test_readers_of_past_batches_are_forgotten(spark: SparkSession) -> None:
+    """Avro would keep them for ever: 0.6 MB a batch."""
+    assert spark.sparkContext._jvm is not None
+    avro = spark.sparkContext._jvm.org.apache.avro.generic.GenericData.get()
+    alerts: list[bytes | None] = [sample.data for sample in whole("lsst")[:4]]
+
+    def n_readers() -> int:
+        builder = avro.getFastReaderBuilder()
+        cache = builder.getClass().getDeclaredField("readerCache")
+        cache.setAccessible(True)
+        return len(cache.get(builder))
+
+    for _ in range(2):
+        first = by_spark(spark, "lsst", alerts)
+        assert n_readers() > 0
+        forget_readers(spark)
+        assert n_readers() == 0
+        assert by_spark(spark, "lsst", alerts) == first
 
 
 def test_settings_that_the_job_relies_on(spark: SparkSession) -> None:

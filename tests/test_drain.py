@@ -1,0 +1,96 @@
+"""A job that is asked to end: the batch under way is finished, no other is planned, and a second signal is obeyed."""
+
+import signal
+import sys
+import time
+from pathlib import Path
+
+from running import Alert, Running, broker, read_outcome, send, topics_of, write_config
+from samples import whole
+
+from broker import checkpoint
+from broker.embedded import EmbeddedKafka
+
+# The job with a pause after each alert: a batch of 500 takes 10 s.
+SLOW = """
+from broker import service
+from broker.cli import main
+
+class Slow(service.Service):
+    def frames(self, spark, source):
+        pause = "java_method('java.lang.Thread', 'sleep', 20L)"
+        return super().frames(spark, source).where(f"{pause} is null or offset >= 0")
+
+service.Service = Slow
+if __name__ == "__main__":
+    main()
+"""
+
+
+class Slow(Running):
+    """That job over a topic of its own with 550 alerts."""
+
+    def __init__(self, kafka: EmbeddedKafka, folder: Path, name: str, log: str = "log") -> None:
+        self.names, self.folder = topics_of(name), folder / "checkpoints" / "slow"
+        self.config = folder / "job.toml"
+        if not self.config.exists():
+            kafka.create_topics({f"{name}-in": 1})
+            data = [s.data for s in whole("elasticc")]
+            self.sent = send(kafka, f"{name}-in", [Alert(data[i % len(data)], b"") for i in range(550)])
+            source = {"name": "slow", "survey": "elasticc", "topics": [f"{name}-in"], "max_alerts_per_batch": 500}
+            output = self.names | {"create_topics": True}
+            write_config(folder, kafka.bootstrap_servers, [source], output)
+        script = folder / "slow.py"
+        script.write_text(SLOW)
+        super().__init__(folder / log, "run", "--config", self.config, command=[sys.executable, "-P", str(script)])
+
+    def wait_for_a_plan(self, batch: int) -> None:
+        """Until this batch is planned."""
+        deadline = time.monotonic() + 120
+        while checkpoint.newest_planned(self.folder) != batch:
+            assert self.process.poll() is None, self.text
+            assert time.monotonic() < deadline, self.text
+            time.sleep(0.01)
+
+
+def newest(folder: Path) -> tuple[int | None, int]:
+    """The newest entries in offsets/ and commits/."""
+    return checkpoint.newest_planned(folder), max(checkpoint.committed_batches(folder), default=-1)
+
+
+def test_the_batch_under_way_is_committed_and_no_other_planned(kafka: EmbeddedKafka, tmp_path: Path) -> None:
+    with Slow(kafka, tmp_path, "drain") as job:
+        job.wait_for_a_plan(0)
+        time.sleep(3)
+        assert newest(job.folder) == (0, -1)
+        job.process.send_signal(signal.SIGTERM)
+        asked = time.monotonic()
+        assert job.end(40) == 0, job.text
+        assert 3 < time.monotonic() - asked < 30
+        assert newest(job.folder) == (0, 0), job.text
+        assert "500 alerts answered" in job.text
+        assert "Traceback" not in job.text
+        job.assert_nothing_left()
+    last = broker("run", "--config", job.config, "--once", timeout_s=120)
+    assert last.returncode == 0, last.stderr
+    outcome = read_outcome(kafka.bootstrap_servers, job.names)
+    assert outcome.repeats() == {1: 550}
+    assert sum(row.already_written for row in outcome.ledger) == 0
+
+
+def test_a_second_signal_is_obeyed_at_once(kafka: EmbeddedKafka, tmp_path: Path) -> None:
+    with Slow(kafka, tmp_path, "twice") as job:
+        job.wait_for_a_plan(0)
+        time.sleep(1)
+        for _ in range(2):
+            job.process.send_signal(signal.SIGTERM)
+            time.sleep(0.5)
+        assert job.end(5) == 128 + signal.SIGTERM
+        assert "asked a second time to end: leaving at once" in job.text
+        assert newest(job.folder) == (0, -1)
+        job.assert_nothing_left()
+    last = broker("run", "--config", job.config, "--once", timeout_s=120)
+    assert last.returncode == 0, last.stderr
+    assert read_outcome(kafka.bootstrap_servers, job.names).repeats() == {1: 550}
+    audit = broker("audit", "--config", job.config)
+    assert audit.returncode == 0, audit.stdout

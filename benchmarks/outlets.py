@@ -1,6 +1,7 @@
 """What outlets cost: CPU per alert, Kafka to Kafka, with each outlet, with all of them, and with none beside native.
 
-    python benchmarks/outlets.py [--loads lsst-shallow,elasticc] [--alerts 20000] [--rounds 2] [--json FILE]
+    python benchmarks/outlets.py [--loads lsst-shallow,elasticc] [--systems "native alone,all"] [--alerts 20000]
+        [--rounds 2] [--json FILE]
 
 One job after the other answers the same topic, each in a process and JVM of its own, round by round; see throughput.py.
 Each outlet takes every verdict on an alert that was read, which is the most that it can cost.
@@ -57,15 +58,17 @@ def block(kind: str, where: str | None = None) -> str:
     return text + (f'where = "{where}"\n' if where else "")
 
 
-def measure(loads: list[str], n: int, warm_up: int, rounds: int) -> dict[str, Any]:
-    """Every system over every load, in turns."""
+def measure(loads: list[str], chosen: list[str], n: int, warm_up: int, rounds: int) -> dict[str, Any]:
+    """The chosen systems (all if none is given) over every load, in turns; native alone is always among them."""
     results: dict[str, Any] = {"machine": machine.describe(), "alerts": n, "warm_up": warm_up, "loads": {}}
     with EmbeddedKafka(properties={"log.segment.bytes": 2**28, "file.delete.delay.ms": 1000}) as kafka:
         for load in loads:
             topic, survey = f"alerts-{load}", alerts.LOADS[load].survey
             kafka.create_topics({topic: 2}, {"max.message.bytes": str(MAX_MESSAGE_BYTES)})
             throughput.feed(kafka.bootstrap_servers, topic, load, n)
-            runs: dict[str, list[dict[str, float]]] = {name: [] for name in systems(survey)}
+            runs: dict[str, list[dict[str, float]]] = {
+                name: [] for name in systems(survey) if not chosen or name in ("native alone", *chosen)
+            }
             for number in range(rounds):
                 for name, found in runs.items():
                     out = f"{load}-{name.replace(' ', '-')}-{number}"
@@ -114,6 +117,7 @@ def main() -> None:
     """The command line."""
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--loads", default="lsst-shallow,elasticc")
+    options.add_argument("--systems", default="")
     options.add_argument("--alerts", type=int, default=20_000)
     options.add_argument("--warm-up", type=int, default=5_000)
     options.add_argument("--rounds", type=int, default=1)
@@ -124,7 +128,8 @@ def main() -> None:
     if asked.child:
         asked.json.write_text(json.dumps(child(asked.child, Job(**json.loads(asked.job)), asked.warm_up)))
         return
-    found = measure(asked.loads.split(","), asked.alerts, asked.warm_up, asked.rounds)
+    chosen = [name for name in asked.systems.split(",") if name]
+    found = measure(asked.loads.split(","), chosen, asked.alerts, asked.warm_up, asked.rounds)
     if asked.json:
         asked.json.write_text(json.dumps(found, indent=1) + "\n")
     for load, rows in found["loads"].items():

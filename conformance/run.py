@@ -99,7 +99,7 @@ def finkctl(python: Path, servers: str, survey: str, n: int, home: Path) -> Coun
         client(command, "topic", "subscribe", "-survey", survey, "-name", topic, home=own)
         asked = ("stream", "-survey", survey, "-limit", str(n), "-outdir", str(out), "-start_at", "earliest")
         text = client(command, *asked, f"--{what}", home=own)
-        counts[f"finkctl --{what}"] = len(list(out.glob("*.avro"))) if what == "save" else text.count(topic)
+        counts[f"finkctl --{what}"] = len(list(out.glob("*.avro"))) if what == "save" else text.count(f" | {topic} | ")
     return counts
 
 

@@ -52,10 +52,15 @@ def batch_of(survey: str) -> pa.RecordBatch:
     return hop(survey, alerts_of(survey))
 
 
-@cache
 def answer_of(survey: str, *outlets: Further) -> Answer:
     assignment = replace(assigned(survey), outlets=outlets)
     return classify(batch_of(survey), assignment)
+
+
+@cache
+def with_all(survey: str) -> Answer:
+    """Every kind that the survey has."""
+    return answer_of(survey, *(outlet(kind) for kind in KINDS if kind != "fink" or survey != "elasticc"))
 
 
 def rows_of(answer: Answer, topic: str) -> list[dict[str, Any]]:
@@ -66,7 +71,7 @@ def rows_of(answer: Answer, topic: str) -> list[dict[str, Any]]:
 
 def pairs(survey: str, kind: Kind) -> list[tuple[dict[str, Any], dict[str, Any]]]:
     """(row of the outlet, record of the native one) of each alert that the outlet has."""
-    answer = answer_of(survey, *(outlet(k) for k in KINDS if k != "fink" or survey != "elasticc"))
+    answer = with_all(survey)
     assert all(part.schema.equals(ROWS) for part in answer.rows)
     natives = {row["headers"]["alert"]: native.read(row["value"]) for row in rows_of(answer, "classifications")}
     rows = rows_of(answer, topic_of(kind))
@@ -192,7 +197,7 @@ def test_fink_reads_by_its_key(survey: str) -> None:
 
 
 def test_a_verdict_may_go_to_many_outlets_and_native_stays_what_it_was() -> None:
-    answer = answer_of("ztf", *(outlet(kind) for kind in KINDS))
+    answer = with_all("ztf")
     alone = answer_of("ztf")
     assert set(answer.outlets) == set(KINDS)
     for topic in ("classifications", "dead-letters"):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import orjson
 
 from broker.outlets.batch import Batch
 from broker.outlets.columns import CLASS_PREFIX
@@ -16,6 +16,6 @@ def encode(batch: Batch, class_name: str) -> list[bytes]:
     chances = batch.columns.column(CLASS_PREFIX + class_name).to_pylist()
     model = batch.passport.model
     return [
-        json.dumps({"result": {"predictions": [chance]}, "source": {"candid": i}, "bridge": model}).encode()
+        orjson.dumps({"result": {"predictions": [chance]}, "source": {"candid": i}, "bridge": model})
         for i, chance in zip(ids, chances, strict=True)
     ]

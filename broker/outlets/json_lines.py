@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from datetime import UTC, datetime
 
+import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -21,10 +21,8 @@ def encode(batch: Batch) -> list[bytes]:
         parts.append(_iso(column) if pa.types.is_timestamp(column.type) else column.to_pylist())
     always = dict(shared(batch.passport, TAXONOMY_VERSION, BROKER_NAME))
     always |= {"brokerIngestTimestamp": _time(batch.started_us), "brokerPublishTimestamp": _time(batch.finished_us)}
-    end = json.dumps(always)[1:].encode()
-    encoder = json.JSONEncoder(allow_nan=False, check_circular=False)
-    rows = zip(*parts, strict=True)
-    return [encoder.encode(dict(zip(names, row, strict=True)))[:-1].encode() + b", " + end for row in rows]
+    end = b"," + orjson.dumps(always)[1:]
+    return [orjson.dumps(dict(zip(names, row, strict=True)))[:-1] + end for row in zip(*parts, strict=True)]
 
 
 def _iso(column: pa.Array) -> list[str | None]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import orjson
 
 from broker.outlets.batch import Batch
 from broker.outlets.columns import class_fields
@@ -35,5 +35,5 @@ def encode(batch: Batch, topic: str) -> list[bytes]:
             "classdict": {name: round(value, 6) for name, value in zip(names, values, strict=True)},
             "url": "",
         }
-        found.append(json.dumps(annotation).encode())
+        found.append(orjson.dumps(annotation))
     return found

@@ -20,7 +20,7 @@ import pyarrow as pa
 from pyspark import TaskContext
 
 from broker import model as models
-from broker import second_reader, surveys
+from broker import registry, second_reader, surveys
 from broker.errors import ModelError
 from broker.gather import Settings, gather, implausible
 from broker.lightcurve import Bools, merge, summarise, thin
@@ -54,6 +54,7 @@ class Assignment:
     max_dead_letter_bytes: int
     written: Written = field(default_factory=Written)
     outlets: tuple[Further, ...] = ()
+    learnt: tuple[registry.Writer, ...] = ()
 
 
 @dataclass
@@ -88,6 +89,7 @@ def task(assignment: Assignment) -> Callable[[Iterable[pa.RecordBatch]], Iterato
             raise RuntimeError(
                 f"task {tally.task} of batch {tally.batch} runs a second time: the query must start anew"
             )
+        registry.learn(assignment.learnt)
         for batch in batches:
             yield from _answered(batch, assignment, tally)
         closing = tally.rows()

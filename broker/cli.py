@@ -15,6 +15,7 @@ from rich.text import Text
 
 from broker import __version__
 from broker.cli_read import read
+from broker.cli_schemas import app as schemas_app
 from broker.errors import BrokerError, UsageError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
@@ -25,6 +26,7 @@ app.add_typer(config_app, name="config")
 app.add_typer(letters_app, name="dead-letters")
 app.add_typer(models_app, name="models")
 app.command()(read)
+app.add_typer(schemas_app, name="schemas")
 
 out = Console(soft_wrap=True)
 ConfigFile = Annotated[Path, typer.Option("--config", help="TOML file with the settings of the job.")]

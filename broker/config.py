@@ -18,6 +18,7 @@ from pydantic_core.core_schema import ValidationInfo
 from broker.complaint import MASK, is_secret, tell
 from broker.delivery import Filter, Outlet, check_outlets
 from broker.errors import ConfigError
+from broker.lookup import Lookup
 from broker.setting_types import (
     Bool,
     Count,
@@ -245,6 +246,7 @@ class Config(SettingsTable):
     policy: Policy = Policy()
     spark: Spark = Spark()
     service: Upkeep = Upkeep()
+    registry: Lookup = Lookup()
     _file: Path = PrivateAttr(default=Path("config"))
 
     @property

@@ -79,13 +79,18 @@ def cache_folder() -> Path:
 
 
 def jars(kind: Kind) -> list[Path]:
-    """The jars of the Kafka server (`kafka`) or those that Spark lacks (`spark`), as absolute paths.
+    """The jars of the Kafka server (`kafka`) or those that Spark lacks (`spark`), as absolute paths; see `fetched`."""
+    return fetched(kind, DATA)
+
+
+def fetched(kind: str, data: Path) -> list[Path]:
+    """The files that `kind`.xml in the folder `data` asks for and `kind`.sha256 lists, as absolute paths.
 
     The first call downloads them through the Ivy that ships with pyspark, later ones work offline. Raises BrokerError
     when they can't be had, JavaError without Java.
     """
-    description = (DATA / f"{kind}.xml").read_bytes()
-    lines = (DATA / f"{kind}.sha256").read_text().splitlines()
+    description = (data / f"{kind}.xml").read_bytes()
+    lines = (data / f"{kind}.sha256").read_text().splitlines()
     sums = {name: digest for digest, name in map(str.split, lines)}
     folder = cache_folder() / "jars" / f"{kind}-{hashlib.sha256(description).hexdigest()[:12]}"
     wanted = [folder / name for name in sorted(sums)]
@@ -95,7 +100,7 @@ def jars(kind: Kind) -> list[Path]:
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{kind}-", dir=folder.parent) as scratch:
-            fresh = _fetch(kind, sums, Path(scratch))
+            fresh = _fetch(data / kind, sums, Path(scratch))
             _put(fresh, folder, Path(scratch))
     except OSError as error:
         raise BrokerError(
@@ -105,23 +110,23 @@ def jars(kind: Kind) -> list[Path]:
     return wanted
 
 
-def _fetch(kind: str, sums: dict[str, str], scratch: Path) -> Path:
+def _fetch(description: Path, sums: dict[str, str], scratch: Path) -> Path:
     """Have Ivy fetch the jars into a new folder, with further tries when the network was at fault."""
     # not at the top: the check of the runtime runs before anything is installed
     from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_exponential
 
-    into = scratch / "jars"
+    into, kind = scratch / "jars", description.name
     command = [
         str(java()),
         *options(scratch),
         *("-cache", str(scratch / "ivy")),
-        *("-ivy", str(DATA / f"{kind}.xml"), "-confs", "default"),
+        *("-ivy", f"{description}.xml", "-confs", "default"),
         *("-retrieve", f"{into}/[artifact]-[revision](-[classifier]).[ext]"),
     ]
 
     def once() -> None:
-        _run_ivy(command, kind)
-        _check(kind, into, sums, scratch)
+        _run_ivy(command, description)
+        _check(description, into, sums, scratch)
 
     tries = Retrying(
         retry=retry_if_exception_type(ConnectionError),
@@ -139,7 +144,7 @@ def _fetch(kind: str, sums: dict[str, str], scratch: Path) -> Path:
     return into
 
 
-def _run_ivy(command: list[str], kind: str) -> None:
+def _run_ivy(command: list[str], description: Path) -> None:
     """One run of Ivy. Raises ConnectionError when the network was at fault, BrokerError when another try is in vain."""
     run = subprocess.run(command, capture_output=True, text=True, check=False)
     output = run.stdout + run.stderr
@@ -150,14 +155,14 @@ def _run_ivy(command: list[str], kind: str) -> None:
     ]
     said = "; ".join(dict.fromkeys(lines[:4])) or output[-300:]
     message = (
-        f"can't download the Java libraries of {kind} (named in {DATA / kind}.xml): {said}. "
+        f"can't download the Java libraries of {description.name} (named in {description}.xml): {said}. "
         "Check the network; a proxy is taken from https_proxy, a mirror from ~/.m2/settings.xml or the ivysettings.xml "
         "that IVY_SETTINGS names"
     )
     raise ConnectionError(message) if _TRANSIENT.search(output) else BrokerError(message)
 
 
-def _check(kind: str, folder: Path, sums: dict[str, str], scratch: Path) -> None:
+def _check(description: Path, folder: Path, sums: dict[str, str], scratch: Path) -> None:
     """Compare what was fetched with the sums that ship with the package.
 
     Raises ConnectionError, with Ivy's own cache emptied, since a cut-off download may be complete at the next try.
@@ -169,7 +174,7 @@ def _check(kind: str, folder: Path, sums: dict[str, str], scratch: Path) -> None
             shutil.rmtree(scratch / "ivy", ignore_errors=True)
             shutil.rmtree(folder, ignore_errors=True)
             raise ConnectionError(
-                f"the repository served other Java libraries than {DATA / kind}.sha256 lists: {name}: sha256 {got}, "
+                f"the repository served other Java libraries than {description}.sha256 lists: {name}: sha256 {got}, "
                 f"expected {expected}; nothing was kept. Check the mirror in use"
             )
 

@@ -120,6 +120,7 @@ def assignment(
         ledger=ledger,
         max_alert_bytes=max_alert_bytes,
         max_dead_letter_bytes=max_dead_letter_bytes,
+        learnt=registry.learnt(),
     )
 
 

@@ -1,9 +1,13 @@
-"""Writer schemas that the package knows: by schema id, by container header, or for bare bodies."""
+"""Writer schemas that this process knows: by schema id, by container header, or for bare bodies.
+
+Those of the package, and those that were learnt from a registry (`registry_client`): workers get them with the query.
+"""
 
 from __future__ import annotations
 
 import json
 import tomllib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
@@ -38,9 +42,32 @@ class Writer:
         return parsed
 
 
-@cache
+_learnt: dict[int, Writer] = {}
+
+
+def learn(found: Iterable[Writer]) -> tuple[Writer, ...]:
+    """Know these writer schemas of LSST too, from now on and in this process; gives those that were not known.
+
+    An id stands for one schema for ever: what is known already stays as it is.
+    """
+    fresh = {w.schema_id: w for w in found if w.schema_id is not None and by_id(w.schema_id) is None}
+    _learnt.update(fresh)
+    return tuple(fresh.values())
+
+
+def learnt() -> tuple[Writer, ...]:
+    """What was learnt, by id."""
+    return tuple(_learnt[schema_id] for schema_id in sorted(_learnt))
+
+
 def writers(survey: str) -> tuple[Writer, ...]:
-    """Packaged writer schemas of a survey, oldest first. Raises SchemaError where the package lacks them."""
+    """Writer schemas of a survey, oldest first, learnt ones last. Raises SchemaError where the package lacks them."""
+    return packaged(survey) + (learnt() if survey == "lsst" else ())
+
+
+@cache
+def packaged(survey: str) -> tuple[Writer, ...]:
+    """Writer schemas of a survey that ship with the package, oldest first. Raises SchemaError where there is none."""
     folder = resources.files("broker.schemas") / survey
     texts = {
         entry.name.removesuffix(".avsc"): entry.read_text()
@@ -74,7 +101,6 @@ def _headers(survey: str) -> dict[str, tuple[Header, ...]]:
     return found
 
 
-@cache
 def by_id(schema_id: int) -> tuple[str, Writer] | None:
     """Survey and writer schema of a Confluent schema id, None where nobody knows it."""
     for writer in writers("lsst"):

@@ -19,7 +19,7 @@ from datetime import UTC, datetime
 from py4j.protocol import Py4JError
 from pyspark.sql import DataFrame, SparkSession
 
-from broker import checkpoint, job, retention, session, sources
+from broker import checkpoint, job, registry, retention, session, sources
 from broker import model as models
 from broker.config import Config, Source, kafka_options, spark_kafka_options
 from broker.delivery import topics_of
@@ -28,11 +28,13 @@ from broker.errors import BrokerError, ConfigError, KafkaError
 from broker.health import Health
 from broker.imprint import imprint, take_over
 from broker.java import java
+from broker.learning import Learner
 from broker.ledger import Balance, Gap, Span, compare, log_line
 from broker.ledger_topic import ROWS_KEPT_MS, LedgerTopic
 from broker.leftovers import Notes, find_written
 from broker.lock import Lock
 from broker.outlets import filters
+from broker.registry_client import RegistryClient
 from broker.signals import heard
 from broker.stream import Stream
 from broker.supervise import Budget, Fault, judge
@@ -68,6 +70,8 @@ class Service:
         self._outputs = (config.output.classifications, config.output.dead_letters, *further)
         self._health = Health(config.service.health_file)
         self._was_asked = False
+        lookup = config.registry
+        self._learner = Learner(RegistryClient(lookup), lookup.refresh_s) if lookup.url else None
 
     def run(self) -> Counter[str]:
         """Runs until stopped (or done); verdicts by "status/reason". Raises BrokerError where something failed."""
@@ -80,9 +84,11 @@ class Service:
             java()
             filters.check(self.config.outlets, models.load(models.find(self.config.model.name)).card)
             wait_for_kafka(self._kafka, self.config.kafka.startup_timeout_s)
+            if self._learner:
+                self._learner.begin()
             streams = self._streams()
             stack.enter_context(heard(self._hear))
-            pool = stack.enter_context(ThreadPoolExecutor(len(streams)))
+            pool = stack.enter_context(ThreadPoolExecutor(len(streams) + 1))  # one for the registry
             stack.callback(self.stopping.set)  # whatever happens, so that the pool's work ends
             searches = self._search(pool, streams, locks)
             spark = self._spark(stack, locks)
@@ -204,6 +210,8 @@ class Service:
         while not self.stopping.wait(POLL_S):
             for stream in streams:
                 self._turn(spark, pool, stream, ledger)
+            if self._learner and self._learner.look(pool):
+                self._take_up(spark, pool, streams, ledger)
             self._health.tell()
             if self.once and all(stream.health.state == "done" for stream in streams):
                 break
@@ -234,6 +242,24 @@ class Service:
                 return
             if not self.stopping.is_set():
                 self._start(spark, stream)
+
+    def _take_up(
+        self, spark: SparkSession, pool: ThreadPoolExecutor, streams: list[Stream], ledger: LedgerTopic
+    ) -> None:
+        """Start the queries of LSST again, between two batches, with a branch for each writer schema that is new."""
+        mine = [stream for stream in streams if stream.source.survey == "lsst"]
+        for stream in mine:
+            stream.assignment = replace(stream.assignment, learnt=registry.learnt())
+        running = {s.name: s for s in mine if s.query is not None and s.query.isActive and s.recovery is None}
+        since = time.monotonic()
+        is_clean = drain(spark, {name: stream.query for name, stream in running.items() if stream.query is not None})
+        for name, stream in running.items():
+            self._check_books(stream, ledger)
+            if is_clean:
+                self._start(spark, stream)
+                _log.info("%s: its query knows the new schemas after a pause of %.1f s", name, time.monotonic() - since)
+            else:
+                stream.recovery = pool.submit(self._recover, stream, 0.0)
 
     def _failed(self, pool: ThreadPoolExecutor, stream: Stream, fault: Fault) -> None:
         """Have the query start again in a while; raises BrokerError where that is of no use, or was done too often."""

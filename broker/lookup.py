@@ -1,0 +1,43 @@
+"""[registry]: where writer schemas come from that the package lacks."""
+
+from pathlib import Path
+from typing import Annotated
+from urllib.parse import urlsplit
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic_core.core_schema import ValidationInfo
+
+
+class Lookup(BaseModel):
+    """[registry]: a registry with Confluent's interface, read only and without login; no url, no registry.
+
+    All versions of `subjects` are asked for every `refresh_s`, so that a schema is known before its first alert. What
+    was fetched stays in the folder `cache`; if that is not given, in the cache of downloads.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    url: str | None = None
+    subjects: tuple[str, ...] = ()
+    refresh_s: Annotated[float, Field(strict=True, ge=1, le=86_400)] = 60.0
+    timeout_s: Annotated[float, Field(strict=True, gt=0, le=600)] = 10.0
+    cache: Path | None = None
+
+    @field_validator("url")
+    @classmethod
+    def _is_address(cls, url: str | None) -> str | None:
+        if url is None:
+            return None
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError(f"needs http://HOST:PORT or https://HOST, and its path; {url!r} is not one")
+        if parts.username or parts.password:
+            raise ValueError("has a login in it; the registry is read without one")
+        return url.rstrip("/")
+
+    @field_validator("cache", mode="before")
+    @classmethod
+    def _beside_the_config(cls, folder: object, info: ValidationInfo) -> object:
+        if not isinstance(folder, str) or not folder:
+            return folder
+        return Path((info.context or {}).get("folder", Path.cwd())) / Path(folder).expanduser()

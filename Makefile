@@ -61,10 +61,10 @@ bench: venv
 	$(BIN)/python -P -m benchmarks
 
 # The readers that people use, each in an environment of its own, on what the job wrote: a package index is needed
-CLIENTS := $(patsubst %,build/conformance/%/.ready,fink hop plain)
-build/conformance/%/.ready: conformance/requirements-%.txt
-	$(PYTHON) -m venv --clear build/conformance/$*
-	build/conformance/$*/bin/pip install --quiet --disable-pip-version-check -r $<
+CLIENTS := $(patsubst %,.conformance/%/.ready,fink hop plain)
+.conformance/%/.ready: conformance/requirements-%.txt
+	$(PYTHON) -m venv --clear .conformance/$*
+	.conformance/$*/bin/pip install --quiet --disable-pip-version-check -r $<
 	touch $@
 conformance: venv $(CLIENTS)
 	$(BIN)/python -P conformance/run.py
@@ -93,5 +93,5 @@ lock:
 	$(LOCK) --constraint requirements.lock --output-file docker/requirements.lock
 
 clean:
-	rm -rf .venv build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis spark-warehouse
+	rm -rf .venv .conformance build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis spark-warehouse
 	find . -name __pycache__ -not -path './.git/*' -prune -exec rm -rf {} +

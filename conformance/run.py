@@ -141,7 +141,7 @@ def due(servers: str, survey: str) -> Counts:
 def main() -> int:
     """Everything; 0 where each client has read all."""
     options = argparse.ArgumentParser(description=__doc__)
-    options.add_argument("--environments", type=Path, default=ROOT / "build" / "conformance")
+    options.add_argument("--environments", type=Path, default=ROOT / ".conformance")
     options.add_argument("--alerts", type=int, default=1000, help="of each survey")
     options.add_argument("--surveys", default="lsst,ztf,elasticc")
     asked = options.parse_args()

@@ -26,8 +26,9 @@ from confluent_kafka import Producer, TopicPartition  # noqa: E402
 
 from benchmarks.throughput import say  # noqa: E402
 from broker import config  # noqa: E402
-from broker.audit import FETCH, audit  # noqa: E402
+from broker.audit import audit  # noqa: E402
 from broker.audit_report import last_line  # noqa: E402
+from broker.collected import FETCH  # noqa: E402
 from broker.embedded import EmbeddedKafka  # noqa: E402
 from broker.ledger import LedgerRow  # noqa: E402
 from broker.outlets import native  # noqa: E402

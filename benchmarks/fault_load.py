@@ -39,11 +39,16 @@ class Job:
             command = [sys.executable, "-P", "-m", "broker", "run", "--config", str(config)]
             self.process = subprocess.Popen(command, stdout=output, stderr=output, start_new_session=True)
         self.n_before = log.read_text(errors="replace").count("running: ")
+        self.begin = log.stat().st_size
 
     @property
     def is_running(self) -> bool:
         """Whether its queries have started."""
         return self.log.read_text(errors="replace").count("running: ") > self.n_before
+
+    def has_said(self, words: str) -> bool:
+        """Whether its part of the log holds these words."""
+        return words in self.log.read_bytes()[self.begin :].decode(errors="replace")
 
     def below(self) -> list[machine.Process]:
         """The driver and all that it has started."""

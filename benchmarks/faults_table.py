@@ -65,7 +65,9 @@ def _about(runs: Sequence[dict[str, Any]]) -> str:
     loads = [run["load"]["load_after"] for run in runs]
     busy = f"; load average at their ends: median {statistics.median(loads):.1f}" if loads else ""
     starts = sum(run["starts"] for run in runs)
-    return f"Runs of {'; '.join(told)}. The job was started {starts} times{busy}."
+    stops = sum(run.get("limit_stops", 0) for run in runs)
+    limit = f" The limit on rejections stopped it {stops} times, each at 60 % damage." if stops else ""
+    return f"Runs of {'; '.join(told)}. The job was started {starts} times{busy}.{limit}"
 
 
 def write(runs: Sequence[dict[str, Any]]) -> None:

@@ -9,22 +9,24 @@ from __future__ import annotations
 import time
 from array import array
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import NamedTuple, cast
 
 import numpy as np
-from confluent_kafka import TIMESTAMP_NOT_AVAILABLE, Consumer, Message, TopicPartition
+from confluent_kafka import TIMESTAMP_NOT_AVAILABLE, Consumer, TopicPartition
 
 from broker import checkpoint
+from broker.collected import CLOCKS_APART_MS, Collected, Tell, collect
 from broker.config import Config, Source, kafka_options
 from broker.delivery import topics_of
 from broker.errors import KafkaError, LedgerError
 from broker.ledger import LedgerRow, Offsets
 from broker.outlet_books import OutletBooks, audit_outlets
 from broker.reconcile import Books, Outside, Place, Records, Window, look_up, outside, place_of, printable, reconcile
+from broker.repeats import Again, find_repeats
 from broker.topics import (
     TIMEOUT_S,
     Reach,
@@ -39,28 +41,16 @@ from broker.topics import (
 )
 
 HOUR_MS = 3_600_000
-CLOCKS_APART_MS = 600_000  # between the survey's time stamps and ours; a batch's records and its ledger row
 MAX_HOURS = 10_000
-FETCH = 10_000
 FIRST_ANSWERED = "the first answered"
-Tell = Callable[[str, int], None]
-
-
-@dataclass
-class Collected:
-    """What the records of one topic answer: offsets by (b"source:topic:partition", b"model"), 8 bytes a record.
-
-    strays: offsets, by partition, of records without our headers.
-    """
-
-    offsets: defaultdict[tuple[bytes, bytes], array[int]] = field(default_factory=lambda: defaultdict(_offsets))
-    strays: defaultdict[int, array[int]] = field(default_factory=lambda: defaultdict(_offsets))
-    n_records: int = 0
 
 
 @dataclass(frozen=True)
 class Audit:
-    """What was found. elsewhere: records of sources and topics that were not audited, by name; strays by topic."""
+    """What was found. elsewhere: records of sources and topics that were not audited, by name; strays by topic.
+
+    again: alerts of sources that came before, None where nobody looked.
+    """
 
     books: list[Books]
     windows: list[Window]
@@ -71,7 +61,8 @@ class Audit:
     notes: list[str]
     n_records: int
     seconds: float
-    outlets: list[OutletBooks] = field(default_factory=list)
+    outlets: tuple[OutletBooks, ...] = ()
+    again: list[Again] | None = None
 
     @property
     def is_balanced(self) -> bool:
@@ -87,8 +78,9 @@ def audit(
     until: datetime | None = None,
     by_hour: bool = False,
     tell: Tell = lambda topic, n: None,
+    repeats: bool = False,
 ) -> Audit:
-    """Audit the sources of these names (all if none are given).
+    """Audit the sources of these names (all if none are given). repeats: read the records for sources that came again.
 
     The ends come first: what a committed batch has answered was acknowledged before its commit, so that it is on the
     topics by the time they are read. Raises KafkaError where a topic is missing or can't be read.
@@ -101,6 +93,8 @@ def audit(
     read_from = None if since_ms is None else since_ms - CLOCKS_APART_MS
     with open_consumer(options) as asker:
         windows = [w for source in chosen for w in windows_of(asker, source, since_ms, until_ms, notes)]
+        # These two topics carry every verdict. An outlet with a filter does not: its records, collected like these,
+        # have to be held against the counts of what it passed in the ledger's rows.
         collected = [collect(options, topic, read_from, tell) for topic in output.topics[:2]]
         tops = {topic: reaches(asker, topic) for topic in {w.place.topic for w in windows}}
         answers = _by_place(*collected)
@@ -124,6 +118,7 @@ def audit(
     unclear = look_up(books)
     holes = find_holes(options, unclear) if unclear else []
     places = {window.place for window in windows}
+    again = find_repeats(options, output.classifications, read_from, tell) if repeats else None
     return Audit(
         books=[one.with_holes(holes) for one in books],
         windows=windows,
@@ -142,76 +137,27 @@ def audit(
         notes=notes,
         n_records=sum(c.n_records for c in collected),
         seconds=time.monotonic() - started,
-        outlets=outlets,
+        outlets=tuple(outlets),
+        again=again,
     )
 
 
 # --- the output topics --------------------------------------------------------------------------------------------
 
 
-def collect(
-    options: Mapping[str, str], topic: str, since_ms: int | None = None, tell: Tell = lambda topic, n: None
-) -> Collected:
-    """Headers of every record of an output topic, all partitions at once, up to their ends as of now."""
-    found = Collected()
-    with open_consumer(options, reset="earliest") as consumer:
-        held = reaches(consumer, topic)
-        starts = {partition: reach.first for partition, reach in held.items()}
-        if since_ms is not None:
-            starts = {p: max(offset, starts[p]) for p, offset in offsets_at(consumer, topic, held, since_ms).items()}
-        waiting = {partition for partition, first in starts.items() if first < held[partition].last_exclusive}
-        consumer.assign([TopicPartition(topic, partition, starts[partition]) for partition in sorted(waiting)])
-        deadline = time.monotonic() + TIMEOUT_S
-        while waiting:
-            messages = consumer.consume(FETCH, timeout=0.2)
-            waiting -= take(messages, found)
-            waiting -= _at_end(consumer, topic, waiting, held)
-            if messages:
-                deadline = time.monotonic() + TIMEOUT_S
-                tell(topic, found.n_records)
-            if time.monotonic() > deadline:
-                raise KafkaError(f"{topic}: can't be read within {TIMEOUT_S:g} s; partitions {sorted(waiting)} wait")
-    return found
-
-
-def take(messages: Iterable[Message], found: Collected) -> set[int]:
-    """Add the records to what was found; partitions that have come to their end. One pass, nothing kept but offsets."""
-    ended, offsets = set(), found.offsets
-    for message in messages:
-        if message.error() is not None:
-            if end_of(message):
-                ended.add(cast(int, message.partition()))
-            continue
-        found.n_records += 1
-        try:
-            named = cast("dict[str, bytes]", dict(message.headers()))  # type: ignore[arg-type]  # None is a stray
-            prefix, offset = named["alert"].rsplit(b":", 1)
-            model = named["model"]
-            if model is None:
-                raise ValueError("header without a value")
-            offsets[prefix, model].append(int(offset))
-        except (TypeError, KeyError, AttributeError, ValueError, OverflowError):
-            found.strays[cast(int, message.partition())].append(cast(int, message.offset()))
-    return ended
-
-
-def _at_end(consumer: Consumer, topic: str, waiting: set[int], held: Mapping[int, Reach]) -> set[int]:
-    """Partitions read up to the end that they had at the start, while a job writes on."""
-    places = consumer.position([TopicPartition(topic, partition) for partition in waiting]) if waiting else []
-    return {place.partition for place in places if place.offset >= held[place.partition].last_exclusive}
-
-
-def _offsets() -> array[int]:
-    return array("q")
-
-
 def _by_place(classifications: Collected, dead_letters: Collected) -> dict[Place, Records]:
     found: dict[Place, Records] = {}
-    for kind, collected in (("classifications", classifications), ("dead_letters", dead_letters)):
-        for (prefix, model), offsets in collected.offsets.items():
+    kinds = {
+        "classifications": classifications.offsets,
+        "dead_letters": dead_letters.offsets,
+        "answers": classifications.answers,
+        "waiting": dead_letters.waiting,
+    }
+    for kind, collected in kinds.items():
+        for (prefix, model), offsets in collected.items():
             place = place_of(prefix)
             if place is not None:
-                records = found.setdefault(place, Records({}, {}))
+                records = found.setdefault(place, Records({}, {}, {}, {}))
                 of_kind = cast("dict[str, np.ndarray[tuple[int], np.dtype[np.int64]]]", getattr(records, kind))
                 of_kind[model.decode(errors="replace")] = np.frombuffer(offsets, np.int64)
     return found

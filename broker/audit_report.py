@@ -17,6 +17,7 @@ from broker.audit import Audit
 from broker.errors import UsageError
 from broker.ledger import runs
 from broker.reconcile import Books, Integers, Outside, Window
+from broker.repeats import Again, inside
 
 RUNS_SHOWN = 20
 _FAULTS: tuple[tuple[str, Callable[[Books], Integers]], ...] = (
@@ -42,6 +43,8 @@ def show(audit: Audit, console: Console) -> None:
         told = f"outlet {one.outlet} ({one.topic}): {one.found} of {one.written + one.filtered} verdicts are there"
         wrong = f"; the ledger has {one.written} written, {one.n_repeats} records are repeats"
         _say(console, told if one.is_balanced else told + wrong, "" if one.is_balanced else "red")
+    for line in _again(audit):
+        _say(console, line, "")
     for note in notes(audit):
         _say(console, f"note: {note}", "yellow")
     _say(console, f"{audit.n_records} records read in {audit.seconds:.1f} s", "dim")
@@ -66,9 +69,9 @@ def last_line(audit: Audit) -> str:
     offered, holes, expired, answered = (
         sum(n) for n in zip(*((b.window.offered, b.holes, b.expired, b.answered) for b in audit.books), strict=True)
     )
-    told = f"{offered} offsets offered, {answered} answered, {holes} holes" + (
-        f", {expired} expired" if expired else ""
-    )
+    waiting = sum(b.waiting.size for b in audit.books)
+    told = f"{offered} offsets offered, {answered} answered, {holes} holes"
+    told += (f", {expired} expired" if expired else "") + (f", {waiting} waiting for a schema" if waiting else "")
     if audit.is_balanced:
         return f"balanced: {told}; no alert without a verdict, none with two"
     missing = sum(b.missing.size for b in audit.books)
@@ -109,8 +112,9 @@ def to_json(audit: Audit) -> dict[str, Any]:
         "seconds": round(audit.seconds, 3),
         "models": dict(audit.models),
         "notes": notes(audit),
-        "partitions": [_books(books) for books in audit.books],
+        "partitions": [_books(books, audit.again) for books in audit.books],
         "outlets": [{**asdict(one), "balanced": one.is_balanced} for one in audit.outlets],
+        "again": [_line_of(a) for a in audit.again or ()],
         "beyond": [{**o.place._asdict(), "offsets": runs(o.beyond)} for o in audit.outside if o.beyond.size],
     }
 
@@ -126,31 +130,51 @@ def save(audit: Audit, file: Path) -> None:
 
 
 def _table(audit: Audit) -> Table:
-    """A line per window; the hour and what has expired only where there is any."""
+    """A line per window; the hour, what has expired and what was put back only where there is any."""
     windows = [books.window for books in audit.books]
     by_hour, expired = any(w.hour is not None for w in windows), any(b.expired for b in audit.books)
+    put_back = any(b.n_put_back for b in audit.books)
     table = Table(box=box.SIMPLE_HEAD)
     table.add_column("source")
     table.add_column("topic", overflow="fold")
     for name in ("part.", *(("hour (UTC)",) if by_hour else ()), "offsets"):
         table.add_column(name, no_wrap=True)
-    counts = ("offered", "answered", "letters", "holes", *(("expired",) if expired else ()))
-    for name in (*counts, "missing", "repeated", "no row"):
+    counts = ("offered", "answered", "letters", "waiting", *(("put back",) if put_back else ()), "holes")
+    counts += ("expired",) if expired else ()
+    for name in (*counts, "missing", "repeated", "no row", *(() if audit.again is None else ("again", "changed"))):
         table.add_column(name, justify="right", no_wrap=True)
     for window, books in zip(windows, audit.books, strict=True):
         span = _run((window.first, window.last_exclusive - 1)) if window.offered else "none"
-        right = (window.offered, books.answered, books.n_dead_letters, books.holes)
+        right = (window.offered, books.answered, books.n_dead_letters, books.waiting.size)
+        right += (*((books.n_put_back,) if put_back else ()), books.holes, *((books.expired,) if expired else ()))
         wrong = (books.missing.size, books.n_repeats, books.not_in_ledger.size)
+        again = () if audit.again is None else tuple(o.size for o in _came_again(audit.again, window))
         table.add_row(
             window.place.source,
             Text(window.place.topic),
             str(window.place.partition),
             *((window.hour or "",) if by_hour else ()),
             span,
-            *map(str, (*right, *((books.expired,) if expired else ()))),
+            *map(str, right),
             *(Text(str(n), "bold red" if n else "") for n in wrong),
+            *map(str, again),
         )
     return table
+
+
+def _came_again(again: list[Again], window: Window) -> tuple[Integers, Integers]:
+    return inside(again, window.place, window.first, window.last_exclusive)
+
+
+def _again(audit: Audit) -> Iterator[str]:
+    """Alerts of a source that had one before, each with that one; what a survey sends again is no fault."""
+    places = {window.place for window in audit.windows}
+    found = [a for a in audit.again or () if a.place in places]
+    for a in found[:RUNS_SHOWN]:
+        points = "the same points" if a.is_same else "other points"
+        yield f"{a.place}:{a.offset}: source {a.source_id} again, after {a.earlier}, {points}"
+    if len(found) > RUNS_SHOWN:
+        yield f"and {len(found) - RUNS_SHOWN} more alerts of sources that came before (all of them with --json)"
 
 
 def _bounds(audit: Audit) -> list[str]:
@@ -159,8 +183,10 @@ def _bounds(audit: Audit) -> list[str]:
     return [f"{source}: {bounds}" for source, bounds in told]
 
 
-def _books(books: Books) -> dict[str, Any]:
+def _books(books: Books, again: list[Again] | None) -> dict[str, Any]:
     window = books.window
+    names = ("came_again", "came_again_changed")
+    found = {} if again is None else {n: runs(o) for n, o in zip(names, _came_again(again, window), strict=True)}
     return {
         **window.place._asdict(),
         "hour": window.hour,
@@ -173,6 +199,8 @@ def _books(books: Books) -> dict[str, Any]:
         "answered": books.answered,
         "classifications": books.n_classifications,
         "dead_letters": books.n_dead_letters,
+        "waiting_for_a_schema": runs(books.waiting),
+        "put_back": books.n_put_back,
         "holes": books.holes,
         "expired": books.expired,
         "balanced": books.is_balanced,
@@ -181,7 +209,13 @@ def _books(books: Books) -> dict[str, Any]:
         "repeats": books.n_repeats,
         "repeated": runs(books.repeated),
         "not_in_ledger": runs(books.not_in_ledger),
+        **found,
     }
+
+
+def _line_of(again: Again) -> dict[str, Any]:
+    alert = f"{again.place}:{again.offset}"
+    return {"source_id": again.source_id, "alert": alert, "after": again.earlier, "same_points": again.is_same}
 
 
 def _deleted(window: Window, beside: Outside) -> str:

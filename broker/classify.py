@@ -30,12 +30,13 @@ from broker.outlets.further import Further, deliver
 from broker.second_reader import Refusal
 from broker.surveys import Survey
 from broker.tally import Share, Tally
-from broker.verdict import REJECTED, Coordinates, Verdicts, judge
+from broker.verdict import EMPTY, REJECTED, Coordinates, Verdicts, judge
 from broker.written import Written
 
 ALONE_TIMEOUT_S = 60
 MAX_KILLERS = 3  # more than these, and more than half of an Arrow batch: the installation is broken, not the alerts
 Rows = list[pa.RecordBatch]
+Seen = dict[int, tuple[str, int, int]]  # id of a source: topic, partition, offset of its first alert in the task
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,7 @@ class Assignment:
     max_dead_letter_bytes: int
     written: Written = field(default_factory=Written)
     outlets: tuple[Further, ...] = ()
+    uncounted: frozenset[str] = frozenset({EMPTY})  # by the limits on rejections
     learnt: tuple[registry.Writer, ...] = ()
 
 
@@ -83,15 +85,17 @@ def task(assignment: Assignment) -> Callable[[Iterable[pa.RecordBatch]], Iterato
             int(context.getLocalProperty("streaming.sql.batchId") or -1),  # absent in a batch job
             context.partitionId(),
             assignment.passport.model,
+            assignment.uncounted,
         )
         if tally.batch >= 0 and context.attemptNumber() > 0:
             # What the first try has written can only be left out by a batch that is begun anew.
             raise RuntimeError(
                 f"task {tally.task} of batch {tally.batch} runs a second time: the query must start anew"
             )
+        seen: Seen = {}
         registry.learn(assignment.learnt)
         for batch in batches:
-            yield from _answered(batch, assignment, tally)
+            yield from _answered(batch, assignment, tally, seen)
         closing = tally.rows()
         key = assignment.source.encode()
         yield rows(assignment.ledger, [key] * len(closing), [r.to_json() for r in closing], [[] for _ in closing])
@@ -100,18 +104,18 @@ def task(assignment: Assignment) -> Callable[[Iterable[pa.RecordBatch]], Iterato
     return run
 
 
-def _answered(batch: pa.RecordBatch, assignment: Assignment, tally: Tally) -> Iterator[pa.RecordBatch]:
+def _answered(batch: pa.RecordBatch, assignment: Assignment, tally: Tally, seen: Seen) -> Iterator[pa.RecordBatch]:
     """Rows of a batch; alerts marked `alone` are answered one by one, each in a process of its own."""
     alone = batch.column("alone").to_numpy(zero_copy_only=False)
     parts = [batch] if not alone.any() else [batch.filter(pa.array(~alone))] if not alone.all() else []
     for part in parts:
-        answer = classify(part, assignment)
+        answer = classify(part, assignment, seen)
         tally.add(*_places(part), answer.verdicts, answer.fresh, answer.outlets)
         yield from answer.rows
     n_killed = 0
     for index in np.flatnonzero(alone):
         one = batch.slice(index, 1)
-        answer = _alone(one, assignment)
+        answer = classify_alone(one, assignment)
         n_killed += answer.verdicts == [f"{REJECTED}/kills_reader"]
         if n_killed > MAX_KILLERS and n_killed > alone.sum() / 2:
             raise RuntimeError(f"{n_killed} alerts failed alone too: the fault is not in the alerts")
@@ -119,8 +123,11 @@ def _answered(batch: pa.RecordBatch, assignment: Assignment, tally: Tally) -> It
         yield from answer.rows
 
 
-def classify(batch: pa.RecordBatch, assignment: Assignment) -> Answer:
-    """Verdicts of a batch of alerts (columns of job.HOP): every alert gets exactly one row, unless it has one."""
+def classify(batch: pa.RecordBatch, assignment: Assignment, seen: Seen | None = None) -> Answer:
+    """Verdicts of a batch of alerts (columns of job.HOP): every alert gets exactly one row, unless it has one.
+
+    seen: sources that the task has met before, by id, with their alerts; those of this batch are added.
+    """
     started_us = time.time_ns() // 1000
     survey, model = surveys.find(assignment.survey), _model(assignment.model, assignment.passport)
     alerts, index, schemas, refused = _read(batch, survey, assignment)
@@ -133,6 +140,7 @@ def classify(batch: pa.RecordBatch, assignment: Assignment) -> Answer:
     answer = Answer([], [""] * len(batch), _fresh(batch, assignment))
     if len(alerts):
         verdicts = _verdicts(alerts, index, schemas, batch, survey, model, assignment)
+        verdicts = replace(verdicts, repeats=_repeats(verdicts, assignment.source, {} if seen is None else seen))
         for row, status, reason in zip(index.tolist(), verdicts.statuses(), verdicts.reasons(), strict=True):
             answer.verdicts[row] = f"{status}/{reason}"
         _publish(answer, verdicts, alerts, index, model.card, assignment, started_us)
@@ -199,6 +207,17 @@ def _verdicts(
     return Verdicts(survey, coordinates, labels, gathered, used, counts, used.counts, summary, probabilities, reason)
 
 
+def _repeats(verdicts: Verdicts, source: str, seen: Seen) -> list[str | None]:
+    """Coordinates of the alert of the same source that came before, for each alert that has one."""
+    ids, c = verdicts.gathered.columns["source_id"].to_pylist(), verdicts.coordinates
+    places = list(zip(c.topic.to_pylist(), c.partition.to_pylist(), c.offset.to_pylist(), strict=True))
+    earlier = [seen.setdefault(source_id, place) for source_id, place in zip(ids, places, strict=True)]
+    return [
+        None if first == place else _coordinates(source, *first).decode()
+        for first, place in zip(earlier, places, strict=True)
+    ]
+
+
 def _publish(
     answer: Answer,
     verdicts: Verdicts,
@@ -249,7 +268,7 @@ def _dead_letters(batch: pa.RecordBatch, refused: Mapping[int, Refusal], assignm
     return rows(assignment.dead_letters, *(list(column) for column in zip(*letters, strict=True)))
 
 
-def _alone(one: pa.RecordBatch, assignment: Assignment) -> Answer:
+def classify_alone(one: pa.RecordBatch, assignment: Assignment) -> Answer:
     """Answer for one alert by a child process: whatever kills the child is a rejection, not a lost worker."""
     reading, writing = os.pipe()
     child = os.fork()

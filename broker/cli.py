@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import sys
-from datetime import datetime
 from pathlib import Path
 from typing import Annotated
 
@@ -14,6 +13,8 @@ from rich.table import Table
 from rich.text import Text
 
 from broker import __version__
+from broker.cli_letters import app as letters_app
+from broker.cli_letters import time_of
 from broker.cli_read import read
 from broker.cli_schemas import app as schemas_app
 from broker.errors import BrokerError, UsageError
@@ -21,7 +22,6 @@ from broker.errors import BrokerError, UsageError
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
 config_app = typer.Typer(no_args_is_help=True, help="Settings in force and where each comes from.")
 models_app = typer.Typer(no_args_is_help=True, help="Released models and their cards.")
-letters_app = typer.Typer(no_args_is_help=True, help="What was rejected, and why.")
 app.add_typer(config_app, name="config")
 app.add_typer(letters_app, name="dead-letters")
 app.add_typer(models_app, name="models")
@@ -50,6 +50,11 @@ def _log_to_terminal(level: int = logging.INFO) -> None:
     logger.setLevel(level)
     logger.addHandler(handler)
     logger.propagate = False
+
+
+@letters_app.callback()
+def _log_of_letters() -> None:
+    _log_to_terminal(logging.WARNING)
 
 
 @app.callback(invoke_without_command=True)
@@ -234,6 +239,7 @@ def audit(
     since: Annotated[str | None, typer.Option(help="Alerts from this time on, by Kafka's time stamps.")] = None,
     until: Annotated[str | None, typer.Option(help="Alerts before this time.")] = None,
     by_hour: Annotated[bool, typer.Option("--by-hour", help="A line per hour of the alerts.")] = False,
+    repeats: Annotated[bool, typer.Option("--repeats", help="Find sources that the survey has sent again.")] = False,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write everything to this file.")] = None,
 ) -> None:
     """Check from the topics alone that every alert has exactly one verdict; exit code 3 where that does not hold.
@@ -253,66 +259,17 @@ def audit(
         found = reconcile(
             loaded,
             source or (),
-            _time("--since", since),
-            _time("--until", until),
+            time_of("--since", since),
+            time_of("--until", until),
             by_hour,
             lambda topic, n: status.update(f"{topic}: {n} records"),
+            repeats,
         )
     if json_file is not None:
         audit_report.save(found, json_file)
     audit_report.show(found, out)
     if not found.is_balanced:
         raise typer.Exit(3)
-
-
-def _time(option: str, text: str | None) -> datetime | None:
-    try:
-        when = None if text is None else datetime.fromisoformat(text)
-    except ValueError:
-        when = datetime.min
-    if when is not None and when.tzinfo is None:
-        raise UsageError(f"{option} {text!r}: needs a time with a zone, such as 2026-11-20T00:00:00Z")
-    return when
-
-
-@letters_app.command("list")
-def letters_list(
-    config: ConfigFile,
-    reason: Annotated[str | None, typer.Option(help="Only those with this reason.")] = None,
-    since: Annotated[str | None, typer.Option(help="Only those written from this time on.")] = None,
-    limit: Annotated[int, typer.Option(min=1, help="The newest so many.")] = 50,
-) -> None:
-    """Rejected alerts: when, which, why, how large.
-
-    Example: broker dead-letters list --config examples/ztf.toml --reason damaged --limit 20
-    """
-    from broker import config as settings
-    from broker import deadletter
-    from broker.verdict import REASONS
-
-    if reason is not None and reason not in REASONS["rejected"]:
-        raise UsageError(f"--reason {reason!r}: the reasons are {', '.join(REASONS['rejected'])}")
-    _log_to_terminal(logging.WARNING)
-    found = deadletter.letters(settings.load(config), _time("--since", since))
-    deadletter.show_list(*deadletter.pick(found, reason, limit), out)
-
-
-@letters_app.command("show")
-def letters_show(
-    config: ConfigFile,
-    alert: Annotated[str, typer.Argument(help="source:topic:partition:offset, as in the list.")],
-) -> None:
-    """One rejected alert: its headers, what the present code says of it, and its bytes.
-
-    Example: broker dead-letters show --config examples/ztf.toml ztf:ztf_20261120_programid1:3:81234
-    """
-    from broker import config as settings
-    from broker import deadletter
-
-    _log_to_terminal(logging.WARNING)
-    loaded = settings.load(config)
-    for letter in deadletter.find(loaded, alert):
-        deadletter.show(letter, deadletter.second_opinion(letter, loaded), out)
 
 
 @config_app.command("show")

@@ -18,6 +18,7 @@ from pydantic_core.core_schema import ValidationInfo
 from broker.complaint import MASK, is_secret, tell
 from broker.delivery import Filter, Outlet, check_outlets
 from broker.errors import ConfigError
+from broker.limits import Limits
 from broker.lookup import Lookup
 from broker.setting_types import (
     Bool,
@@ -46,7 +47,6 @@ class Kafka(SettingsTable):
     """[kafka]: the cluster that alerts come from and verdicts go to; `options` holds client settings by Kafka's names.
 
     A login is two environment variables; `sasl.mechanism` and `security.protocol` in `options` say how it is used.
-    Both clients get the settings: librdkafka by `kafka_options`, Java by `spark_kafka_options`.
     """
 
     bootstrap_servers: Annotated[str, Field(min_length=1)]
@@ -244,6 +244,7 @@ class Config(SettingsTable):
     sources: Annotated[tuple[Source, ...], Field(alias="source")]
     outlets: Annotated[tuple[Outlet, ...], Field(alias="outlet")] = ()
     policy: Policy = Policy()
+    limits: Limits = Limits()
     spark: Spark = Spark()
     service: Upkeep = Upkeep()
     registry: Lookup = Lookup()
@@ -305,11 +306,11 @@ class Setting(NamedTuple):
 def effective(config: Config) -> list[Setting]:
     """Every setting in force, in the order of the tables; the origin is the file, 'default' or the environment."""
     rows = []
-    tables: list[tuple[str, BaseModel]] = [("kafka", config.kafka), ("model", config.model), ("output", config.output)]
+    tables: list[tuple[str, BaseModel]] = [(name, getattr(config, name)) for name in ("kafka", "model", "output")]
     tables += [(f"source[{source.name}]", source) for source in config.sources]
     for outlet in config.outlets:
         tables += [(f"outlet[{outlet.name}]", outlet), (f"outlet[{outlet.name}].filter", outlet.filter)]
-    tables += [("policy", config.policy), ("spark", config.spark), ("service", config.service)]
+    tables += [(name, getattr(config, name)) for name in ("policy", "limits", "spark", "service", "registry")]
     for table, model in tables:
         for name in type(model).model_fields:
             if isinstance(getattr(model, name), Filter):
@@ -325,8 +326,7 @@ def effective(config: Config) -> list[Setting]:
 
 def kafka_options(config: Config) -> dict[str, str]:
     """Settings for librdkafka, with the login from the environment. Raises ConfigError for a missing variable."""
-    java_only = ("ssl.truststore.", "ssl.keystore.")
-    options = {key: value for key, value in config.kafka.options.items() if not key.startswith(java_only)}
+    options = {k: v for k, v in config.kafka.options.items() if not k.startswith(("ssl.truststore.", "ssl.keystore."))}
     options["bootstrap.servers"] = config.kafka.bootstrap_servers
     login = _login(config)
     if login is not None:
@@ -341,11 +341,9 @@ def spark_kafka_options(config: Config) -> dict[str, str]:
     """
     options = {f"kafka.{key}": value for key, value in config.kafka.options.items()}
     options["kafka.bootstrap.servers"] = config.kafka.bootstrap_servers
-    authorities = options.pop("kafka.ssl.ca.location", None)
-    if authorities is not None:
+    if (authorities := options.pop("kafka.ssl.ca.location", None)) is not None:
         options.update({"kafka.ssl.truststore.type": "PEM", "kafka.ssl.truststore.location": authorities})
-    mechanism = options.pop("kafka.sasl.mechanisms", None)
-    if mechanism is not None:
+    if (mechanism := options.pop("kafka.sasl.mechanisms", None)) is not None:
         options.setdefault("kafka.sasl.mechanism", mechanism)
     login = _login(config)
     if login is not None:

@@ -103,10 +103,11 @@ def records(header: Header, file: BinaryIO) -> Iterator[bytes]:
             raise CutShort("the container ends within a block")
         if sync != header.sync:
             raise Unreadable("a block is not followed by its sync marker")
-        yield from _split(_unpacked(block, header.codec), count, schema)
+        yield from _split(unpacked(block, header.codec), count, schema)
 
 
-def _unpacked(block: bytes, codec: str) -> bytes:
+def unpacked(block: bytes, codec: str) -> bytes:
+    """A block without its codec. Raises Unreadable."""
     try:
         return unpack(block, codec, MAX_BLOCK_BYTES)
     except Refusal as refusal:

@@ -3,6 +3,7 @@
 BrokerError (exit 3: a stream or a file failed)
 ├── KafkaError       a broker, topic or login
 ├── LedgerError      the books do not balance
+├── RejectionError   too much is rejected
 ├── ArchiveError     a file or folder of alerts
 └── UsageError (exit 2: wrong usage or configuration)
     ├── ConfigError  a setting
@@ -24,6 +25,10 @@ class KafkaError(BrokerError):
 
 class LedgerError(BrokerError):
     """Alerts in and verdicts out differ."""
+
+
+class RejectionError(BrokerError):
+    """More alerts were rejected than [limits] allows."""
 
 
 class ArchiveError(BrokerError):

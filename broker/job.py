@@ -25,6 +25,7 @@ from broker.lightcurve import RULES_VERSION
 from broker.outlets import ROWS_DDL, Passport
 from broker.outlets.further import LARGEST_RECORD, Further
 from broker.surveys import Survey
+from broker.verdict import uncounted
 
 
 def build(frames: DataFrame, survey: Survey, assignment: Assignment, alone: Iterable[Gap] = ()) -> DataFrame:
@@ -77,7 +78,7 @@ def assign(
         settings = (outlet.public_only, outlet.class_name, outlet.filter)
         least = min((n_partitions or {})[topic] for topic in topics.values())
         outlets.append(Further(outlet.name, outlet.kind, topics, least, *settings))
-    plain = assignment(
+    made = assignment(
         source.name,
         source.survey,
         models.find(config.model.name),
@@ -88,7 +89,8 @@ def assign(
         source.max_alert_bytes,
         limits[output.dead_letters],
     )
-    return replace(plain, outlets=tuple(outlets))
+    known = uncounted(learns_schemas=bool(config.registry.url))
+    return replace(made, outlets=tuple(outlets), uncounted=known)
 
 
 def assignment(

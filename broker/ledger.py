@@ -32,6 +32,17 @@ def runs(offsets: npt.NDArray[np.int64]) -> list[Run]:
     return list(zip(firsts.tolist(), lasts.tolist(), strict=True))
 
 
+def runs_of_true(flags: npt.NDArray[np.bool_]) -> tuple[int, int, int]:
+    """Lengths of runs of True in `flags` (n,): at the begin, the longest one, at the end."""
+    edges = np.flatnonzero(np.diff(np.concatenate(([False], flags, [False]))))
+    firsts, ends = edges[::2], edges[1::2]
+    if not firsts.size:
+        return 0, 0, 0
+    lengths = ends - firsts
+    at_begin, at_end = (firsts[0] == 0) * lengths[0], (ends[-1] == len(flags)) * lengths[-1]
+    return int(at_begin), int(lengths.max()), int(at_end)
+
+
 @dataclass(frozen=True)
 class LedgerRow:
     """What one task answered of one topic partition in one batch: runs of offsets, and counts by "status/reason".
@@ -41,6 +52,7 @@ class LedgerRow:
     the answered alerts, those whose record an earlier try of the batch had written, so that it was not written again.
     outlets: by outlet, how many of the alerts that were read are `written` there (of them `already_written` by an
     earlier try) and how many `filtered` away.
+    rejected_runs: rejections in a row, by offset, that count towards the limits: at the begin, the longest, at the end.
     expired: offsets of the batch that the topic had deleted before they were read; in rows of the driver's, task -1.
     """
 
@@ -56,6 +68,7 @@ class LedgerRow:
     time: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="milliseconds"))
     already_written: int = 0
     outlets: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    rejected_runs: tuple[int, int, int] = (0, 0, 0)
     expired: tuple[Run, ...] = ()
 
     @property
@@ -160,8 +173,8 @@ class Balance:
 
     holes: offsets without a record (transaction markers, compaction). foreign: answered, but not in the batch.
     repeated: alerts that a second ledger row answered again (a batch run twice). counts: by "status/reason".
-    already_written: alerts whose record the last try did not write again. expired: deleted before they were read.
-    outlets: sums over the rows, by outlet.
+    already_written: alerts whose record the last try did not write again. rows: those that the counts come from.
+    expired: deleted before they were read. outlets: sums over the rows, by outlet.
     """
 
     expected: int
@@ -172,6 +185,7 @@ class Balance:
     repeated: int = 0
     counts: Mapping[str, int] = field(default_factory=dict)
     already_written: int = 0
+    rows: tuple[LedgerRow, ...] = ()
     expired: int = 0
     outlets: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
@@ -238,14 +252,15 @@ def compare(batch_spans: Sequence[Span], rows: Iterable[LedgerRow]) -> Balance:
     answered: dict[tuple[str, int], list[Run]] = defaultdict(list)
     counts: Counter[str] = Counter()
     outlets: dict[str, Counter[str]] = defaultdict(Counter)
-    repeated = already_written = 0
+    counted: list[LedgerRow] = []
+    repeated = 0
     for row in sorted(rows, key=lambda row: row.time, reverse=True):
         known = answered[row.topic, row.partition]
         fresh = _minus(row.answered, known)
         repeated += row.n - _size(fresh)
         if _size(fresh) == row.n:
             counts.update(row.counts)
-            already_written += row.already_written
+            counted.append(row)
             for name, sums in row.outlets.items():
                 outlets[name].update(sums)
         answered[row.topic, row.partition] = _join([*known, *fresh])
@@ -263,7 +278,8 @@ def compare(batch_spans: Sequence[Span], rows: Iterable[LedgerRow]) -> Balance:
         foreign=tuple(foreign),
         repeated=repeated,
         counts=dict(counts),
-        already_written=already_written,
+        already_written=sum(row.already_written for row in counted),
+        rows=tuple(counted),
         outlets={name: dict(sums) for name, sums in outlets.items()},
     )
 

@@ -14,7 +14,7 @@ import numpy as np
 from confluent_kafka import Consumer, TopicPartition
 
 from broker import bounds, checkpoint
-from broker.audit import Collected, take
+from broker.collected import Collected, take
 from broker.config import Source
 from broker.errors import KafkaError
 from broker.ledger import Span
@@ -70,6 +70,12 @@ class Notes:
                 if not was_told:
                     _log.warning("the ends of the output topics can't be noted: %s", error)
                 was_told = True
+
+
+def count_partitions(options: Mapping[str, str], topics: Iterable[str]) -> dict[str, int]:
+    """Number of partitions of each topic. Raises KafkaError if one is missing."""
+    with open_consumer(options) as consumer:
+        return {topic: len(reaches(consumer, topic)) for topic in topics}
 
 
 def find_written(

@@ -83,10 +83,15 @@ class Window:
 
 @dataclass(frozen=True)
 class Records:
-    """Offsets answered for one partition, by model, in the order of the records and with repeats."""
+    """Offsets answered for one partition, by model, in the order of the records and with repeats.
+
+    answers: of the classifications, those that answer a dead letter; waiting: letters for want of a schema.
+    """
 
     classifications: Mapping[str, Integers] = field(default_factory=dict)
     dead_letters: Mapping[str, Integers] = field(default_factory=dict)
+    answers: Mapping[str, Integers] = field(default_factory=dict)
+    waiting: Mapping[str, Integers] = field(default_factory=dict)
 
     def of_model(self, model: str) -> Integers:
         """All records of one model."""
@@ -110,6 +115,7 @@ class Books:
     repeated: offsets that have more than one record of the same model, by `n_repeats` records too many.
     missing: no record; in_ledger: those of them that the ledger has a row for. not_in_ledger: a record, but no row.
     holes: offsets where the source holds no record. expired: in the ledger, from before what the outputs still hold.
+    waiting: letters for want of a schema that have no classification. n_put_back: letters that were answered later.
     """
 
     window: Window
@@ -122,6 +128,8 @@ class Books:
     in_ledger: Integers
     not_in_ledger: Integers
     expired: int
+    waiting: Integers
+    n_put_back: int
     holes: int = 0
 
     @property
@@ -177,6 +185,8 @@ def reconcile(
         in_ledger=np.intersect1d(missing, ledger, assume_unique=True),
         not_in_ledger=np.setdiff1d(answered, ledger, assume_unique=True) if ledger_is_whole else NONE,
         expired=expired.size,
+        waiting=np.setdiff1d(_union(inside.waiting.values()), _union(inside.classifications.values())),
+        n_put_back=np.intersect1d(_union(inside.answers.values()), _union(inside.dead_letters.values())).size,
     )
 
 
@@ -233,8 +243,8 @@ def expand(run_list: Iterable[Run], window: Window) -> Integers:
     return _union(parts)
 
 
-def _kinds(records: Records) -> tuple[Mapping[str, Integers], Mapping[str, Integers]]:
-    return records.classifications, records.dead_letters
+def _kinds(records: Records) -> tuple[Mapping[str, Integers], ...]:
+    return records.classifications, records.dead_letters, records.answers, records.waiting
 
 
 def _within(offsets: Integers, window: Window) -> Integers:
@@ -247,12 +257,17 @@ def _union(parts: Iterable[Integers]) -> Integers:
 
 
 def _repeats(records: Records) -> tuple[Integers, int]:
-    """Offsets that one model answered more than once, and the number of records too many."""
+    """Offsets that one model answered more than once, and the number of records too many.
+
+    A letter and the one classification that answers it are one answer.
+    """
     found, n = [], 0
     for model in records.models:
         offsets, counts = np.unique(records.of_model(model), return_counts=True)
-        found.append(offsets[counts > 1])
-        n += int((counts - 1).sum())
+        answered = np.intersect1d(records.answers.get(model, NONE), records.dead_letters.get(model, NONE))
+        too_many = counts - 1 - np.isin(offsets, answered, assume_unique=True)
+        found.append(offsets[too_many > 0])
+        n += int(too_many.sum())
     return _union(found), n
 
 

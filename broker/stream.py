@@ -17,6 +17,7 @@ from broker.classify import Assignment
 from broker.config import Source
 from broker.health import SourceHealth
 from broker.ledger import Gap
+from broker.rejections import Rejections
 from broker.supervise import Budget
 
 REPORT_TRIES = 10
@@ -30,6 +31,7 @@ class Stream:
     limits: dict[str, int]
     assignment: Assignment
     budget: Budget
+    rejections: Rejections
     query: StreamingQuery | None = None
     recovery: Future[None] | None = None
     alone: list[Gap] = field(default_factory=list)

@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 import numpy as np
 import pyarrow as pa
 
-from broker.ledger import LedgerRow, runs
+from broker.ledger import LedgerRow, runs, runs_of_true
 from broker.lightcurve import Bools, Integers
+from broker.verdict import EMPTY, REJECTED
 
 
 @dataclass(frozen=True)
@@ -46,8 +47,9 @@ class Tally:
     batch: int
     task: int
     model: str
+    uncounted: frozenset[str] = frozenset({EMPTY})  # by the limits on rejections
     offsets: dict[tuple[str, int], list[Integers]] = field(default_factory=dict)
-    counts: dict[tuple[str, int], Counter[str]] = field(default_factory=dict)
+    verdicts: dict[tuple[str, int], list[str]] = field(default_factory=dict)
     already_written: Counter[tuple[str, int]] = field(default_factory=Counter)
     outlets: dict[tuple[str, int], dict[str, Counter[str]]] = field(default_factory=dict)
 
@@ -69,7 +71,7 @@ class Tally:
         for place in set(places):
             mine = [i for i, p in enumerate(places) if p == place] if len(set(places)) > 1 else range(len(places))
             self.offsets.setdefault(place, []).append(where[list(mine)].astype(np.int64))
-            self.counts.setdefault(place, Counter()).update(verdicts[i] for i in mine)
+            self.verdicts.setdefault(place, []).extend(verdicts[i] for i in mine)
             self.already_written[place] += int((~fresh[list(mine)]).sum())
             sums = self.outlets.setdefault(place, {})
             for name, share in (outlets or {}).items():
@@ -79,6 +81,9 @@ class Tally:
         """One row per topic and partition."""
         found = []
         for place, parts in sorted(self.offsets.items()):
+            offsets, verdicts = np.concatenate(parts), self.verdicts[place]
+            in_order = [verdicts[i] for i in np.argsort(offsets, kind="stable")]
+            rejected = [verdict.startswith(f"{REJECTED}/") for verdict in in_order if verdict not in self.uncounted]
             found.append(
                 LedgerRow(
                     source=self.source,
@@ -86,12 +91,13 @@ class Tally:
                     task=self.task,
                     topic=place[0],
                     partition=place[1],
-                    answered=tuple(runs(np.concatenate(parts))),
-                    counts=dict(sorted(self.counts[place].items())),
+                    answered=tuple(runs(offsets)),
+                    counts=dict(sorted(Counter(verdicts).items())),
                     model=self.model,
                     query=self.query,
                     already_written=self.already_written[place],
                     outlets={name: dict(sums) for name, sums in sorted(self.outlets[place].items())},
+                    rejected_runs=runs_of_true(np.array(rejected, np.bool_)),
                 )
             )
         return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -40,7 +41,16 @@ REASONS: dict[str, tuple[str, ...]] = {
         "kills_reader",
     ),
 }
+EMPTY = f"{REJECTED}/empty"
 _ANSWERS = (*REASONS[CLASSIFIED], *REASONS[ABSTAINED])  # reason codes of alerts that were read
+
+
+def uncounted(learns_schemas: bool) -> frozenset[str]:
+    """Rejections ("status/reason") that the limits on rejections pass over: they tell of nothing that is broken here.
+
+    A value that is empty on purpose (a tombstone); an alert whose schema is not known yet, where the job asks for it.
+    """
+    return frozenset({EMPTY, f"{REJECTED}/schema_unavailable"} if learns_schemas else {EMPTY})
 
 
 @dataclass(frozen=True)
@@ -58,7 +68,8 @@ class Verdicts:
     """What is known of n alerts that were read; reason int64 (n,): index into `answers`.
 
     gathered, curves, counts, summary: see lightcurve and gather; used int64 (n,): points that the model saw;
-    probabilities float32 (n, classes), rows of NaN where the model did not run; schemas: labels of writer schemas.
+    probabilities float32 (n, classes), rows of NaN where the model did not run; schemas: labels of writer schemas;
+    repeats: coordinates of an earlier alert of the same source, None without one (empty: nobody looked).
     """
 
     survey: Survey
@@ -71,6 +82,7 @@ class Verdicts:
     summary: Summary
     probabilities: npt.NDArray[np.float32]
     reason: Integers
+    repeats: Sequence[str | None] = ()
 
     def __len__(self) -> int:
         return len(self.reason)

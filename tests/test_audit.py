@@ -1,6 +1,7 @@
 """The audit: its arithmetic against counting by hand, and the command over records on a real Kafka."""
 
 import json
+import re
 import threading
 from collections import Counter
 from collections.abc import Iterable
@@ -10,17 +11,22 @@ from itertools import pairwise
 from pathlib import Path
 from subprocess import CompletedProcess
 
+import generate
 import numpy as np
 import pytest
 from confluent_kafka import Producer
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import TopicPartition
+from decoding import assigned, hop
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from running import Alert, broker, send, topics_of, write_config
+from samples import whole
 
 from broker import config as configs
-from broker.audit import audit, collect
+from broker.audit import audit
+from broker.classify import classify
+from broker.collected import collect
 from broker.embedded import EmbeddedKafka
 from broker.ledger import Gap, LedgerRow, runs
 from broker.outlets import Headers, dead_letter, native, rows
@@ -36,6 +42,7 @@ from broker.reconcile import (
     printable,
     reconcile,
 )
+from broker.repeats import inside
 
 PLACE = Place("ztf", "night", 0)
 EARLY, LATE = "2026-11-20T00:00:00.000+00:00", "2026-11-21T00:00:00.000+00:00"
@@ -101,6 +108,7 @@ def test_hours_add_up_to_the_whole(answered: list[int], cuts: list[int], first: 
 
 
 @given(st.sets(st.integers(0, 20_000), max_size=30))
+@settings(deadline=None)
 def test_spans_to_be_looked_up_hold_what_is_unexplained_and_lie_far_apart(lacking: set[int]) -> None:
     whole = window(0, 20_001)
     answered = np.setdiff1d(np.arange(20_001), offsets(*lacking))
@@ -305,6 +313,51 @@ def test_alerts_in_flight_are_not_missing(kafka: EmbeddedKafka, tmp_path: Path) 
     ended = night.audit()
     assert ended.returncode == 3
     assert "the checkpoint can't be used, so each topic's end counts" in ended.stdout
+
+
+def test_sources_that_come_again_are_found_by_id_and_points(kafka: EmbeddedKafka, tmp_path: Path) -> None:
+    night = Night(kafka, "audit-again", tmp_path)
+    one, two = (s.data for s in whole("ztf")[:2])
+    changed = generate.alert("ztf", "4.01", 3)
+    other = changed | {"candidate": changed["candidate"] | {"magpsf": 17.0}}
+    values = [one, two, one, *(generate.encode("ztf", "4.01", record) for record in (changed, other)), one]
+    send(kafka, night.name, [Alert(value) for value in values])
+    places = [Place("ztf", night.name, 0)] * len(values)
+    for offset, value in enumerate(values):  # a batch each, so that nothing is marked
+        (part,) = classify(hop("ztf", [value], first=offset), assigned("ztf")).rows
+        (row_of,) = part.to_pylist()
+        marks: Headers = [("alert", night.coordinates(offset).encode()), ("model", b"m@1")]
+        night.write([(night.output["classifications"], row_of["value"], marks)])
+        if offset == 1:  # by another model: no second source
+            night.write([(night.output["classifications"], row_of["value"], [marks[0], ("model", b"m@2")])])
+    night.write([(night.output["classifications"], b"Obj\x01 no record", [marks[0], ("model", b"m@3")])])
+    night.count((0, 5))
+    ended = night.audit("--repeats", "--json", str(tmp_path / "audit.json"))
+    assert ended.returncode == 0, ended.stdout
+    told = json.loads((tmp_path / "audit.json").read_text())
+    (partition,) = told["partitions"]
+    assert (partition["came_again"], partition["came_again_changed"]) == ([[2, 2], [5, 5]], [[4, 4]])
+    found = {(a["alert"], a["after"], a["same_points"]) for a in told["again"]}
+    of = night.coordinates
+    assert found == {(of(2), of(0), True), (of(5), of(2), True), (of(4), of(3), False)}
+    source_id = changed["candidate"]["candid"]
+    assert f"{of(4)}: source {source_id} again, after {of(3)}, other points" in ended.stdout
+    assert re.search(r"0-5 +6 +6 +0 +0 +0 +0 +0 +0 +2 +1", ended.stdout)
+    assert len(inside([], places[0], 0, 6)[0]) == 0
+    assert audit(configs.load(night.config)).again is None
+
+
+def test_waiting_and_put_back_letters_by_hand() -> None:
+    letters, waiting = {"a@1": offsets(1, 2, 3, 4)}, {"a@1": offsets(2, 3, 4)}
+    answers = {"a@1": offsets(3), "b@1": offsets(4)}
+    records = Records({"a@1": offsets(0, 3), "b@1": offsets(4)}, letters, answers, waiting)
+    books = reconcile(window(0, 5), records, [row((0, 4))])
+    assert (books.n_repeats, books.answered, books.n_put_back, books.waiting.tolist()) == (0, 5, 2, [2])
+    assert books.is_balanced
+    twice = replace(records, classifications={"a@1": offsets(0, 3, 3)}, answers={"a@1": offsets(3, 3)})
+    assert reconcile(window(0, 5), twice, [row((0, 4))]).repeated.tolist() == [3]
+    unmarked = replace(records, answers={})
+    assert reconcile(window(0, 5), unmarked, [row((0, 4))]).repeated.tolist() == [3]
 
 
 def test_since_until_and_hours(kafka: EmbeddedKafka, tmp_path: Path) -> None:

@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 from samples import damaged, whole
 
 from broker import surveys
-from broker.classify import classify
+from broker.classify import Seen, classify
 from broker.outlets import ROWS, native
 from broker.verdict import ABSTAINED, CLASSIFIED, REASONS, REJECTED
 from broker.written import Written
 
 STABLE = settings(derandomize=True, deadline=None, database=None, max_examples=25)
-CHANGES = {"brokerIngestTimestamp", "brokerPublishTimestamp"}
+CHANGES = {"brokerIngestTimestamp", "brokerPublishTimestamp", "repeats_alert"}  # the last is about the company
 
 
 def mixed(survey: str) -> list[bytes | None]:
@@ -132,6 +132,21 @@ def test_probabilities_are_there_whenever_the_model_ran() -> None:
             assert (record["class_id"], record["class_name"]) == (best["classId"], best["className"])
             assert record["probability"] == best["probability"]
             assert sum(c["probability"] for c in classes) == pytest.approx(1, abs=1e-5)
+
+
+def test_a_source_that_comes_again_is_marked_with_its_first_alert() -> None:
+    one, two = (sample.data for sample in whole("ztf")[:2])
+    seen: Seen = {}
+
+    def marks(values: list[bytes | None], first: int) -> list[str | None]:
+        answer = classify(hop("ztf", values, first=first), assigned("ztf"), seen)
+        rows = [row for part in answer.rows for row in part.to_pylist() if row["topic"] == "classifications"]
+        return [native.read(row["value"])["repeats_alert"] for row in rows]
+
+    assert marks([one, two, None, one], 10) == [None, None, "night:alerts:3:10"]
+    assert marks([two, one], 14) == ["night:alerts:3:11", "night:alerts:3:10"]  # the next Arrow batch of the task
+    assert marks([two], 11) == [None]  # itself, run again
+    assert set(seen.values()) == {("alerts", 3, 10), ("alerts", 3, 11)}
 
 
 def test_an_empty_batch_has_no_rows() -> None:

@@ -3,6 +3,7 @@
 import random
 import re
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -15,9 +16,11 @@ from samples import damaged, whole
 
 from broker import config as configs
 from broker import surveys
-from broker.deadletter import HEX_BYTES, Opinion, Rejected, fault_at, find, hex_lines, pick, second_opinion, struct_of
+from broker.deadletter import Opinion, Rejected, Selection, find, pick, second_opinion, struct_of
+from broker.dissect import Dissected
 from broker.embedded import EmbeddedKafka
 from broker.errors import UsageError
+from broker.letter_report import HEX_BYTES, dump_start, grouped, hex_lines
 from broker.outlets import Headers, dead_letter
 
 ALERT = "ztf:dl-night:0:7"
@@ -33,14 +36,27 @@ def config_at(folder: Path, servers: str, name: str = "dl") -> Path:
 
 
 @given(st.lists(st.tuples(st.integers(0, 9), st.sampled_from(["damaged", "empty"]))), st.integers(1, 9))
-def test_the_newest_of_a_reason_are_picked(made: list[tuple[int, str]], limit: int) -> None:
+def test_the_newest_of_a_reason_are_picked_and_counted(made: list[tuple[int, str]], limit: int) -> None:
     letters = [
-        replace(LETTER, place=f"t:0:{i}", time_ms=time_ms, headers={"reason": reason.encode()})
+        replace(LETTER, place=f"t:0:{i}", time_ms=time_ms, headers={**LETTER.headers, "reason": reason.encode()})
         for i, (time_ms, reason) in enumerate(made)
     ]
     for reason in (None, "empty"):
+        meant = [x for x in letters if Selection("ztf", reason).takes(x)]
         due = sorted((x for x in letters if reason in (None, x.text("reason"))), key=lambda x: x.time_ms)
-        assert pick(letters, reason, limit) == (due[-limit:], len(due))
+        assert pick(meant, limit) == (due[-limit:], len(due))
+        assert sum(group.n for group in grouped(meant)) == len(due)
+    assert [g.reason for g in grouped(letters)] == sorted({reason for _, reason in made})
+
+
+def test_a_selection_looks_at_source_schema_and_time() -> None:
+    framed = replace(LETTER, value=b"\0\0\0\x04\x4dx", time_ms=5_000)
+    assert Selection("ztf", "damaged", "1101").takes(framed)
+    assert not Selection("lsst").takes(framed)
+    assert not Selection(schema="1100").takes(framed)
+    assert not Selection(since=datetime.fromtimestamp(6, UTC)).takes(framed)
+    assert not Selection("ztf").takes(replace(framed, headers={}))
+    assert [group.form for group in grouped([framed, LETTER])] == ["no frame", "schema id 1101"]
 
 
 @given(st.binary(max_size=600), st.integers(0, 40).map(lambda n: n * 16))
@@ -51,11 +67,10 @@ def test_a_dump_holds_the_bytes_and_steers_no_terminal(value: bytes, start: int)
     assert [int(line[:8], 16) for line in lines] == list(range(start, min(len(value), start + HEX_BYTES), 16))
 
 
-def test_the_dump_begins_where_the_fault_is() -> None:
-    detail = "the 1000 bytes end before the alert does"
-    assert fault_at(replace(LETTER, value=bytes(1000)), detail) == 864
-    assert fault_at(replace(LETTER, value=b""), detail) == 0
-    assert fault_at(replace(LETTER, value=bytes(1000)), "wrong magic") == 0
+def test_the_dump_begins_before_the_fault() -> None:
+    assert dump_start(Dissected("", bytes(1000), [], 992)) == 864
+    assert dump_start(Dissected("", bytes(1000), [], 7)) == 0
+    assert dump_start(Dissected("", b"")) == 0
 
 
 @pytest.mark.parametrize("survey", surveys.NAMES)
@@ -124,8 +139,8 @@ def listed(config: Path, *arguments: str) -> str:
     return ended.stdout
 
 
-def test_list_is_by_time_and_steers_no_terminal(config: Path) -> None:
-    text = listed(config)
+def test_list_counts_and_each_is_by_time_and_steers_no_terminal(config: Path) -> None:
+    text = listed(config, "--each")
     alerts = re.findall(r"(?:ztf|lsst):dl-\w+:\d:\d", text)
     assert alerts == ["lsst:dl-lsst:0:7", "lsst:dl-lsst:0:1", "ztf:dl-ztf:1:2", "ztf:dl-ztf:1:3"]
     assert "2026-09-21T14:13:20Z" in text
@@ -133,11 +148,16 @@ def test_list_is_by_time_and_steers_no_terminal(config: Path) -> None:
     assert re.search(r"900000 +│ cut", text)
     assert "not ours" in text
     assert text.splitlines()[-1] == "5 dead letters"
+    counted = listed(config)
+    assert re.search(r"2026-09-21T14:00Z +│ lsst +│ damaged +│ schema id 1000 +│ +1 │ +20000 ", counted)
+    assert re.search(r"ztf +│ schema_unavailable +│ container ztf.alert \d.\d +│ +1 │", counted)
+    assert counted.splitlines()[-1] == "5 dead letters"
 
 
-def test_list_by_reason_time_and_number(config: Path) -> None:
+def test_list_by_reason_time_schema_and_number(config: Path) -> None:
     assert listed(config, "--reason", "damaged").splitlines()[-1] == "2 dead letters"
-    assert listed(config, "--limit", "1").splitlines()[-1] == "5 dead letters, the newest 1 shown"
+    assert listed(config, "--schema", "1000", "--source", "lsst").splitlines()[-1] == "1 dead letters"
+    assert listed(config, "--each", "--limit", "1").splitlines()[-1] == "5 dead letters, the newest 1 shown"
     since = listed(config, "--since", "2026-09-21T14:13:22Z")
     assert since.splitlines()[-1] == "3 dead letters"
     assert "lsst" not in since
@@ -150,8 +170,10 @@ def test_show_says_what_is_wrong_now(config: Path) -> None:
     ended = broker("dead-letters", "show", "--config", config, "lsst:dl-lsst:0:7")
     assert ended.returncode == 0, ended.stderr
     assert "still refused: damaged: the 19995 bytes end before the alert does" in ended.stdout
-    assert re.search(r"^00004da0 .*", ended.stdout, re.M)  # its last bytes
-    assert "more" not in ended.stdout
+    assert "on the wire: schema id 1000, read as 1000; " in ended.stdout
+    assert re.search(r"^ +47  diaSource\.diaSourceId = 170094456528175205$", ended.stdout, re.M)
+    assert "at byte 6602: cutoutDifference: bytes of 34560 bytes, 13398 are left" in ended.stdout
+    assert re.search(r"^00001940 .*", ended.stdout, re.M)  # 128 bytes before
     assert re.search(r"original\.trace +1", ended.stdout)
     assert re.search(r"^[0-9a-f]{8}  [0-9a-f]{2} ", ended.stdout, re.M)
     ended = broker("dead-letters", "show", "--config", config, "ztf:dl-ztf:1:2")

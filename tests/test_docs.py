@@ -23,7 +23,7 @@ from pydantic import BaseModel
 from running import Running
 from typer.testing import CliRunner
 
-from broker import config, surveys, upkeep
+from broker import config, limits, lookup, surveys, upkeep
 from broker.cli import app
 from broker.delivery import Filter, Outlet
 from broker.embedded import free_port
@@ -247,8 +247,8 @@ def default(model: type[BaseModel], key: str) -> str:
 def test_configuration_is_the_code() -> None:
     page = (ROOT / "docs" / "configuration.md").read_text()
     tables: dict[str, type[BaseModel]] = {"kafka": config.Kafka, "model": config.Model, "output": config.Output}
-    tables |= {"[source]": config.Source, "policy": config.Policy, "spark": config.Spark}
-    tables |= {"service": upkeep.Upkeep, "[outlet]": Outlet, "outlet.filter": Filter}
+    tables |= {"[source]": config.Source, "policy": config.Policy, "limits": limits.Limits, "spark": config.Spark}
+    tables |= {"service": upkeep.Upkeep, "registry": lookup.Lookup, "[outlet]": Outlet, "outlet.filter": Filter}
     parts = re.split(r"^## ", page, flags=re.M)
     for name, model in tables.items():
         (part,) = [part for part in parts if part.startswith(f"[{name}]\n")]

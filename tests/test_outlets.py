@@ -30,7 +30,7 @@ FIELDS = [
     "rules_version", "n_points_offered", "n_points_dropped", "n_points_used", "n_detections", "n_positive_detections",
     "n_nights", "n_points_per_band", "span_days", "days_since_first_detection", "age_days", "points_hash",
     "alert_schema", "alert_topic", "alert_partition", "alert_offset", "alert_timestamp", "brokerIngestTimestamp",
-    "brokerPublishTimestamp", "brokerName", "brokerVersion",
+    "brokerPublishTimestamp", "brokerName", "brokerVersion", "repeats_alert",
 ]  # fmt: skip
 
 

@@ -17,6 +17,7 @@ from samples import whole
 from broker import checkpoint
 from broker.embedded import EmbeddedKafka, free_port
 from broker.supervise import Budget, judge
+from broker.topics import EndOffsets
 
 AUTHORIZER = {
     "authorizer.class.name": "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
@@ -49,15 +50,13 @@ def kill(kafka: EmbeddedKafka) -> None:
     kafka.stop()
 
 
-def wait_for_a_batch(job: Running, folder: Path, after: int) -> None:
-    """Until a batch is under way, after so many commits."""
-    deadline = time.monotonic() + 120
-    while True:
-        n = len(checkpoint.committed_batches(folder))
-        if n >= after and (checkpoint.newest_planned(folder) or 0) >= n:
-            return
+def wait_for_a_write(job: Running, folder: Path, asker: EndOffsets) -> None:
+    """Until a batch after the first one has begun to write."""
+    before = asker.now()
+    while not checkpoint.committed_batches(folder) or asker.now() == before:
+        if not checkpoint.committed_batches(folder):
+            before = asker.now()
         assert job.process.poll() is None, job.text
-        assert time.monotonic() < deadline, job.text
         time.sleep(0.005)
 
 
@@ -75,24 +74,27 @@ def denied(topic: str) -> AclBinding:
 
 def test_kafka_goes_and_comes_back_and_then_refuses_writes(mortal: EmbeddedKafka, tmp_path: Path) -> None:
     mortal.create_topics({"away-in": 2})
-    sent = send(mortal, "away-in", alerts(4000), 2)
+    sent = send(mortal, "away-in", alerts(6000), 2)
     names, folder = topics_of("away"), tmp_path / "checkpoints" / "away"
-    source = {"name": "away", "survey": "elasticc", "topics": ["away-in"], "max_alerts_per_batch": 1000}
+    source = {"name": "away", "survey": "elasticc", "topics": ["away-in"], "max_alerts_per_batch": 3000}
     output = names | {"create_topics": True, "partitions": 2}
     config = write_config(tmp_path, mortal.bootstrap_servers, [source], output, IMPATIENT)
     config.write_text(config.read_text() + '[service]\nhealth_file = "health.json"\n')
     admin = AdminClient({"bootstrap.servers": mortal.bootstrap_servers, "log_level": 0})
     with Running(tmp_path / "log", "run", "--config", config) as job:
         job.wait_for("running: ")
-        wait_for_a_batch(job, folder, 1)
+        wait_for_a_write(
+            job, folder, EndOffsets({"bootstrap.servers": mortal.bootstrap_servers}, [names["classifications"]])
+        )
         kill(mortal)
         time.sleep(20)
         unready = broker("health", "--config", config, "--ready")
         alive = broker("health", "--config", config)
         mortal.start()
-        job.wait_for("away batch 3: ")
+        job.wait_for("away batch 1: ")
         assert job.text.count("away: the query failed; restart 1 of 10 within 600 s follows in 1 s: ") == 1, job.text
         assert "restart 2" not in job.text
+        assert job.text.count("Connection refused") < 10
         assert (alive.returncode, unready.returncode) == (0, 3), job.text
         assert "not ready: away restarting" in unready.stderr
         assert broker("health", "--config", config, "--ready").returncode == 0
@@ -130,12 +132,22 @@ def test_kafka_goes_and_comes_back_and_then_refuses_writes(mortal: EmbeddedKafka
     assert audit.returncode == 0, audit.stdout
 
 
-def test_an_output_topic_that_is_deleted_is_named(mortal: EmbeddedKafka, tmp_path: Path) -> None:
+def test_a_jvm_that_dies_and_an_output_topic_that_is_deleted_are_named(mortal: EmbeddedKafka, tmp_path: Path) -> None:
     mortal.create_topics({"gone-in": 1})
     names = topics_of("gone")
     source = {"name": "gone", "survey": "elasticc", "topics": ["gone-in"]}
     output = names | {"create_topics": True}
     config = write_config(tmp_path, mortal.bootstrap_servers, [source], output, IMPATIENT)
+    with Running(tmp_path / "jvm", "run", "--config", config) as job:
+        job.wait_for("running: ")
+        listed = subprocess.run(["ps", "-A", "-o", "pid=,comm="], capture_output=True, text=True, check=True).stdout
+        jvms = {int(line.split()[0]) for line in listed.splitlines() if line.endswith("java")}
+        (jvm,) = jvms & set(job.left())
+        os.kill(jvm, signal.SIGKILL)
+        assert job.end(30) == 3, job.text
+        assert job.text.splitlines()[-1].startswith("error: Spark's JVM is gone: killed, or out of memory"), job.text
+        assert "Traceback" not in job.text
+        job.assert_nothing_left()
     with Running(tmp_path / "log", "run", "--config", config) as job:
         send(mortal, "gone-in", alerts(100))
         job.wait_for("gone batch ")

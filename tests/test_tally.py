@@ -1,6 +1,7 @@
 """A task's own count: every offset once, by topic and partition."""
 
 from collections import Counter
+from itertools import groupby
 
 import numpy as np
 import pyarrow as pa
@@ -40,6 +41,7 @@ def test_one_partition() -> None:
     assert (row.topic, row.partition) == ("a", 0)
     assert row.answered == ((5, 6), (9, 9))
     assert row.counts == {"classified/ok": 2, "rejected/empty": 1}
+    assert row.rejected_runs == (0, 0, 0)  # a value that is empty is not counted
     assert LedgerRow.from_json(row.to_json()) == row
 
 
@@ -75,6 +77,11 @@ def test_every_alert_is_counted_once_at_its_place(batch: list[Alert], cut: int) 
         offsets = [n for first, last in row.answered for n in np.arange(first, last + 1).tolist()]
         assert offsets == sorted(alert[2] for alert in mine)
         assert row.counts == Counter(alert[3] for alert in mine)
+        in_order = [v.startswith("rejected") for *_, v in sorted(mine, key=lambda a: a[2]) if v != "rejected/empty"]
+        lengths = [(flag, len(list(run))) for flag, run in groupby(in_order)]
+        ends = [lengths[i][1] if lengths and lengths[i][0] else 0 for i in (0, -1)] if lengths else [0, 0]
+        longest = max((n for flag, n in lengths if flag), default=0)
+        assert row.rejected_runs == (ends[0], longest, ends[1])
         assert row.already_written == sum(alert[2] % 3 == 0 for alert in mine)
         assert LedgerRow.from_json(row.to_json()) == row
     assert sum(row.n for row in rows) == len(batch)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from broker.outlets import Headers
 
 CUT_BYTES = 65_536
+ANSWERS = "answers_letter"  # header of the classification that a letter got later: topic:partition:offset of the letter
 _RECORD_OVERHEAD_BYTES = 512  # room for Kafka's own: a batch has a header of 61 bytes, a record a few varints
 
 

@@ -175,6 +175,7 @@ def _of_alert(verdicts: Verdicts) -> dict[str, avro.Encoded]:
         "alert_topic": avro.texts(c.topic.to_pylist()),
         "alert_partition": avro.longs(c.partition.to_pylist()),
         "alert_offset": avro.longs(c.offset.to_pylist()),
+        "repeats_alert": avro.optional_texts(verdicts.repeats or [None] * len(verdicts)),
         "alert_timestamp": avro.optional_longs(c.timestamp.cast(pa.int64()).to_pylist()),
     }
 

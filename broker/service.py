@@ -22,6 +22,7 @@ from pyspark.sql import DataFrame, SparkSession
 from broker import checkpoint, excess, job, registry, retention, session, sources
 from broker import model as models
 from broker.config import Config, Source, kafka_options, spark_kafka_options
+from broker.delivery import topics_of
 from broker.drain import drain
 from broker.errors import BrokerError, ConfigError, KafkaError, RejectionError
 from broker.health import Health
@@ -30,8 +31,9 @@ from broker.java import java
 from broker.learning import WAITING, Learner, put_back
 from broker.ledger import Balance, Gap, Span, compare, log_line
 from broker.ledger_topic import ROWS_KEPT_MS, LedgerTopic
-from broker.leftovers import Notes, find_written
+from broker.leftovers import Notes, count_partitions, find_written
 from broker.lock import Lock
+from broker.outlets import filters
 from broker.rejections import Rejections, recent
 from broker.signals import heard
 from broker.stream import Stream
@@ -54,7 +56,8 @@ class Service:
         self.answered: Counter[str] = Counter()  # verdicts by "status/reason" so far
         self._kafka = kafka_options(config)
         self._spark_kafka = spark_kafka_options(config)
-        self._outputs = (config.output.classifications, config.output.dead_letters)
+        further = topics_of(config.outlets, {source.name: source.survey for source in config.sources})
+        self._outputs = (config.output.classifications, config.output.dead_letters, *further)
         self._health = Health(config.service.health_file)
         self._was_asked = False
         self._learner = Learner(config) if config.registry.url else None
@@ -68,7 +71,7 @@ class Service:
             stack.enter_context(self._health)
             # What is wrong on this machine is told before Kafka is waited for.
             java()
-            models.load(models.find(self.config.model.name))
+            filters.check(self.config.outlets, models.load(models.find(self.config.model.name)).card)
             wait_for_kafka(self._kafka, self.config.kafka.startup_timeout_s)
             if self._learner:
                 self._learner.begin()
@@ -138,7 +141,9 @@ class Service:
     def _leave_out(self, stream: Stream) -> None:
         """Have the next query leave out what an unfinished batch has written."""
         model = stream.assignment.passport.model
-        written = find_written(self._kafka, stream.source, self._outputs, model, self.stopping)
+        further = (topic for outlet in stream.assignment.outlets for topic in outlet.topics.values())
+        outputs = (*self._outputs[:2], *further)
+        written = find_written(self._kafka, stream.source, outputs, model, self.stopping)
         stream.assignment = replace(stream.assignment, written=written)
 
     def _spark(self, stack: ExitStack, locks: list[Lock]) -> SparkSession:
@@ -158,15 +163,16 @@ class Service:
         require_topics(self._kafka, [t for s in self.config.sources for t in s.topics])
         limits = check_topics(
             self._kafka,
-            output.topics,
+            [*output.topics, *self._outputs[2:]],
             create=output.create_topics,
             partitions=output.partitions,
             max_message_bytes=output.max_message_bytes,
             kept_ms={output.ledger: ROWS_KEPT_MS},
         )
+        counts = count_partitions(self._kafka, self._outputs[2:])
         streams, cluster = [], find_cluster(self._kafka)
         for source in self.config.sources:
-            assignment = job.assign(self.config, source, limits)
+            assignment = job.assign(self.config, source, limits, counts)
             take_over(source.checkpoint, imprint(source, output.topics, cluster, assignment.passport))
             budget = Budget(upkeep.restarts, upkeep.restart_window_s)
             streams.append(

@@ -6,10 +6,10 @@ PYTEST := $(BIN)/python -P -m pytest
 
 SOURCES := $(shell find broker schemas models -type f -not -path '*/__pycache__/*' -not -path 'models/training/*' 2>/dev/null)
 
-.PHONY: help java venv wheel demo test test-shared lint docker-lint bench faults train lock clean
+.PHONY: help java venv wheel demo test test-shared lint docker-lint bench conformance faults train lock clean
 
 help:
-	@echo "make demo | test | test-shared ALERTS=DIR DATA=DIR | lint | docker-lint | bench | faults | train DATA=DIR | lock | venv | clean"
+	@echo "make demo | test | test-shared ALERTS=DIR DATA=DIR | lint | docker-lint | bench | conformance | faults | train DATA=DIR | lock | venv | clean"
 
 java:
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or later is needed; this is " + sys.version.split()[0] + ": make PYTHON=python3.11")'
@@ -60,6 +60,15 @@ test-shared: venv
 bench: venv
 	$(BIN)/python -P -m benchmarks
 
+# The readers that people use, each in an environment of its own, on what the job wrote: a package index is needed
+CLIENTS := $(patsubst %,.conformance/%/.ready,fink hop plain)
+.conformance/%/.ready: conformance/requirements-%.txt
+	$(PYTHON) -m venv --clear .conformance/$*
+	.conformance/$*/bin/pip install --quiet --disable-pip-version-check -r $<
+	touch $@
+conformance: venv $(CLIENTS)
+	$(BIN)/python -P conformance/run.py
+
 faults: venv
 	$(BIN)/python -P benchmarks/faults.py
 
@@ -84,5 +93,5 @@ lock:
 	$(LOCK) --constraint requirements.lock --output-file docker/requirements.lock
 
 clean:
-	rm -rf .venv build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis spark-warehouse
+	rm -rf .venv .conformance build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis spark-warehouse
 	find . -name __pycache__ -not -path './.git/*' -prune -exec rm -rf {} +

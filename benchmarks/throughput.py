@@ -103,8 +103,11 @@ def _done(checkpoint: Path, batch: int) -> int:
     return sum(sum(partitions.values()) for partitions in offsets.values())
 
 
-def product(todo: Job, once: bool = True) -> None:
-    """The product, as `broker run` runs it, until all is answered (or, not `once`, until SIGTERM)."""
+def product(todo: Job, once: bool = True, more: str = "") -> None:
+    """The product, as `broker run` runs it, until all is answered (or, not `once`, until SIGTERM).
+
+    more: TOML behind the rest of its config.
+    """
     path = Path(todo.folder) / "broker.toml"
     path.write_text(
         f"""
@@ -126,7 +129,7 @@ topics = ["{todo.topic}"]
 checkpoint = "{todo.checkpoint}"
 start = "earliest"
 max_alerts_per_batch = {todo.batch}
-"""
+{more}"""
     )
     service.Service(config.load(path), once=once).run()
 

@@ -21,8 +21,10 @@ from confluent_kafka import TIMESTAMP_NOT_AVAILABLE, Consumer, TopicPartition
 from broker import checkpoint
 from broker.collected import CLOCKS_APART_MS, Collected, Tell, collect
 from broker.config import Config, Source, kafka_options
+from broker.delivery import topics_of
 from broker.errors import KafkaError, LedgerError
 from broker.ledger import LedgerRow, Offsets
+from broker.outlet_books import OutletBooks, audit_outlets
 from broker.reconcile import Books, Outside, Place, Records, Window, look_up, outside, place_of, printable, reconcile
 from broker.repeats import Again, find_repeats
 from broker.topics import (
@@ -59,12 +61,14 @@ class Audit:
     notes: list[str]
     n_records: int
     seconds: float
+    outlets: tuple[OutletBooks, ...] = ()
     again: list[Again] | None = None
 
     @property
     def is_balanced(self) -> bool:
         """Whether all books balance and no verdict is of an alert that never was."""
-        return all(b.is_balanced for b in self.books) and not any(o.beyond.size for o in self.outside)
+        sound = all(b.is_balanced for b in self.books) and all(o.is_balanced for o in self.outlets)
+        return sound and not any(o.beyond.size for o in self.outside)
 
 
 def audit(
@@ -98,11 +102,19 @@ def audit(
         parts = [part for w in windows for part in (w.split(hours_of(asker, w)) if by_hour else [w])]
         expired_before = _expired_before(asker, output.topics[:2], notes)
         ledger_is_whole = _is_whole(asker, output.ledger, notes)
+        further = topics_of(config.outlets, {s.name: s.survey for s in chosen})
+        whole = expired_before is None and _expired_before(asker, further, notes) is None and ledger_is_whole
     rows = ledger_rows(options, output.ledger, read_from)
     books = [
         reconcile(w, answers.get(w.place, Records()), rows.get(w.place, ()), expired_before, ledger_is_whole)
         for w in parts
     ]
+    outlets = []
+    if whole and since is None and until is None:
+        reader = lambda topic: collect(options, topic, None, tell).offsets  # noqa: E731  # it has no other use
+        outlets = audit_outlets(config.outlets, chosen, windows, rows, reader)
+    elif further:
+        notes.append("the outlets are audited only over all that was ever written: without --since, before retention")
     unclear = look_up(books)
     holes = find_holes(options, unclear) if unclear else []
     places = {window.place for window in windows}
@@ -125,6 +137,7 @@ def audit(
         notes=notes,
         n_records=sum(c.n_records for c in collected),
         seconds=time.monotonic() - started,
+        outlets=tuple(outlets),
         again=again,
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,10 @@ def show(audit: Audit, console: Console) -> None:
         named = ", ".join(map(_run, found[:RUNS_SHOWN]))
         more = f" and {len(found) - RUNS_SHOWN} more runs (all of them with --json)" if len(found) > RUNS_SHOWN else ""
         _say(console, f"{place}: {fault}: {offsets.size}: {named}{more}", "red")
+    for one in audit.outlets:
+        told = f"outlet {one.outlet} ({one.topic}): {one.found} of {one.written + one.filtered} verdicts are there"
+        wrong = f"; the ledger has {one.written} written, {one.n_repeats} records are repeats"
+        _say(console, told if one.is_balanced else told + wrong, "" if one.is_balanced else "red")
     for line in _again(audit):
         _say(console, line, "")
     for note in notes(audit):
@@ -73,7 +78,9 @@ def last_line(audit: Audit) -> str:
     repeats = sum(b.n_repeats for b in audit.books)
     unknown = sum(b.not_in_ledger.size for b in audit.books)
     beyond = sum(o.beyond.size for o in audit.outside)
+    outlets = sum(not o.is_balanced for o in audit.outlets)
     parts = [(missing, "missing"), (repeats, "repeated"), (unknown, "not in the ledger"), (beyond, "never offered")]
+    parts += [(outlets, "outlets that differ from the ledger")]
     return f"NOT balanced: {told}; " + ", ".join(f"{n} {what}" for n, what in parts if n)
 
 
@@ -106,6 +113,7 @@ def to_json(audit: Audit) -> dict[str, Any]:
         "models": dict(audit.models),
         "notes": notes(audit),
         "partitions": [_books(books, audit.again) for books in audit.books],
+        "outlets": [{**asdict(one), "balanced": one.is_balanced} for one in audit.outlets],
         "again": [_line_of(a) for a in audit.again or ()],
         "beyond": [{**o.place._asdict(), "offsets": runs(o.beyond)} for o in audit.outside if o.beyond.size],
     }

@@ -24,10 +24,12 @@ from broker import registry, second_reader, surveys
 from broker.errors import ModelError
 from broker.gather import Settings, gather, implausible
 from broker.lightcurve import Bools, merge, summarise, thin
-from broker.outlets import HEADERS_TYPE, Passport, dead_letter, native, rows
+from broker.outlets import Passport, columns, dead_letter, native, records, rows
+from broker.outlets.batch import Batch
+from broker.outlets.further import Further, deliver
 from broker.second_reader import Refusal
 from broker.surveys import Survey
-from broker.tally import Tally
+from broker.tally import Share, Tally
 from broker.verdict import EMPTY, REJECTED, Coordinates, Verdicts, judge
 from broker.written import Written
 
@@ -52,6 +54,7 @@ class Assignment:
     max_alert_bytes: int
     max_dead_letter_bytes: int
     written: Written = field(default_factory=Written)
+    outlets: tuple[Further, ...] = ()
     uncounted: frozenset[str] = frozenset({EMPTY})  # by the limits on rejections
     learnt: tuple[registry.Writer, ...] = ()
 
@@ -60,12 +63,14 @@ class Assignment:
 class Answer:
     """Finished rows of a batch of n alerts, the "status/reason" of each, and whether its record is among the rows.
 
-    fresh (n,): False for an alert whose record was written before its batch was broken off.
+    fresh (n,): False for an alert whose record was written before its batch was broken off. outlets: by name, what
+    became of each alert there.
     """
 
     rows: Rows
     verdicts: list[str]
     fresh: Bools
+    outlets: dict[str, Share] = field(default_factory=dict)
 
 
 def task(assignment: Assignment) -> Callable[[Iterable[pa.RecordBatch]], Iterator[pa.RecordBatch]]:
@@ -105,7 +110,7 @@ def _answered(batch: pa.RecordBatch, assignment: Assignment, tally: Tally, seen:
     parts = [batch] if not alone.any() else [batch.filter(pa.array(~alone))] if not alone.all() else []
     for part in parts:
         answer = classify(part, assignment, seen)
-        tally.add(*_places(part), answer.verdicts, answer.fresh)
+        tally.add(*_places(part), answer.verdicts, answer.fresh, answer.outlets)
         yield from answer.rows
     n_killed = 0
     for index in np.flatnonzero(alone):
@@ -114,7 +119,7 @@ def _answered(batch: pa.RecordBatch, assignment: Assignment, tally: Tally, seen:
         n_killed += answer.verdicts == [f"{REJECTED}/kills_reader"]
         if n_killed > MAX_KILLERS and n_killed > alone.sum() / 2:
             raise RuntimeError(f"{n_killed} alerts failed alone too: the fault is not in the alerts")
-        tally.add(*_places(one), answer.verdicts, answer.fresh)
+        tally.add(*_places(one), answer.verdicts, answer.fresh, answer.outlets)
         yield from answer.rows
 
 
@@ -138,8 +143,7 @@ def classify(batch: pa.RecordBatch, assignment: Assignment, seen: Seen | None = 
         verdicts = replace(verdicts, repeats=_repeats(verdicts, assignment.source, {} if seen is None else seen))
         for row, status, reason in zip(index.tolist(), verdicts.statuses(), verdicts.reasons(), strict=True):
             answer.verdicts[row] = f"{status}/{reason}"
-        records = _classifications(verdicts, model, assignment, started_us)
-        answer.rows.append(records if answer.fresh.all() else records.filter(pa.array(answer.fresh[index])))
+        _publish(answer, verdicts, alerts, index, model.card, assignment, started_us)
     for row, refusal in refused.items():
         answer.verdicts[row] = f"{REJECTED}/{refusal.reason}"
     letters = {row: refusal for row, refusal in refused.items() if answer.fresh[row]}
@@ -194,7 +198,7 @@ def _verdicts(
     summary = summarise(curves)
     used = thin(curves, model.card.max_points)
     probabilities = model.predict(used)
-    evident = probabilities.max(axis=1) >= model.card.threshold(survey.name, summary.n_detections)
+    evident = model.card.evident(survey.name, probabilities, summary)
     min_points = model.card.min_points
     reason = judge(gathered, survey, assignment.settings, counts, summary, min_points, evident)
     where = pa.array(index)
@@ -214,25 +218,32 @@ def _repeats(verdicts: Verdicts, source: str, seen: Seen) -> list[str | None]:
     ]
 
 
-def _classifications(
-    verdicts: Verdicts, model: models.Model, assignment: Assignment, started_us: int
-) -> pa.RecordBatch:
-    """Rows of the native outlet."""
-    values = native.encode(verdicts, model.card, assignment.passport, started_us)
+def _publish(
+    answer: Answer,
+    verdicts: Verdicts,
+    alerts: pa.StructArray,
+    index: np.ndarray[tuple[int], np.dtype[np.int64]],
+    card: models.Card,
+    assignment: Assignment,
+    started_us: int,
+) -> None:
+    """Rows of the native outlet and of the others; index: the row of each verdict in the batch."""
+    passport, c = assignment.passport, verdicts.coordinates
+    values = native.encode(verdicts, card, passport, started_us)
     keys = [str(i).encode() for i in verdicts.gathered.columns["source_id"].to_pylist()]
-    c = verdicts.coordinates
     places = zip(c.topic.to_pylist(), c.partition.to_pylist(), c.offset.to_pylist(), strict=True)
-    names = pa.array(["alert", "model"] * len(keys), pa.string())
-    data: list[bytes] = []
-    for topic, partition, offset in places:
-        data += (_coordinates(assignment.source, topic, partition, offset), assignment.passport.model.encode())
-    pairs = pa.StructArray.from_arrays([names, pa.array(data, pa.binary())], ["key", "value"])
-    headers = pa.ListArray.from_arrays(pa.array(np.arange(len(keys) + 1) * 2, pa.int32()), pairs).cast(HEADERS_TYPE)
-    topics = pa.array([assignment.classifications] * len(keys), pa.string())
-    return pa.RecordBatch.from_arrays(
-        [topics, pa.array(keys, pa.binary()), pa.array(values, pa.binary()), headers],
-        ["topic", "key", "value", "headers"],
-    )
+    whence = [_coordinates(assignment.source, *place) for place in places]
+    whole = records(assignment.classifications, keys, values, whence, passport.model.encode())
+    answer.rows.append(whole if answer.fresh.all() else whole.filter(pa.array(answer.fresh[index])))
+    if not assignment.outlets:
+        return
+    table = columns.table(verdicts, card)
+    now_us = time.time_ns() // 1000
+    batch = Batch(verdicts.survey, card, passport, table, alerts, values, whence, started_us, now_us)
+    for outlet in assignment.outlets:
+        sent = deliver(outlet, batch, assignment.written)
+        answer.rows += sent.rows
+        answer.outlets[outlet.name] = Share.of(len(answer.verdicts), index, sent.passed, sent.fresh)
 
 
 def _coordinates(source: str, topic: str, partition: int, offset: int) -> bytes:
@@ -270,7 +281,8 @@ def classify_alone(one: pa.RecordBatch, assignment: Assignment) -> Answer:
     if status == 0 and data:
         answer = pickle.loads(data)  # our own child's bytes
         assert isinstance(answer, Answer)
-        return answer
+        # Not in the child: Polars' threads don't survive a fork, and a filter would wait for them for ever.
+        return classify(one, assignment) if assignment.outlets else answer
     code = os.waitstatus_to_exitcode(status)
     detail = f"the process that read it ended with {signal.Signals(-code).name if code < 0 else code}"
     refusal = Refusal("kills_reader", detail)
@@ -285,7 +297,7 @@ def _answer_into(writing: int, one: pa.RecordBatch, assignment: Assignment) -> N
     try:
         signal.alarm(ALONE_TIMEOUT_S)
         with os.fdopen(writing, "wb") as pipe:
-            pickle.dump(classify(one, assignment), pipe)
+            pickle.dump(classify(one, replace(assignment, outlets=())), pipe)
         code = 0
     finally:
         os._exit(code)

@@ -15,6 +15,7 @@ from rich.text import Text
 from broker import __version__
 from broker.cli_letters import app as letters_app
 from broker.cli_letters import time_of
+from broker.cli_read import read
 from broker.cli_replay import repeat, replay
 from broker.cli_schemas import app as schemas_app
 from broker.errors import BrokerError, UsageError
@@ -27,6 +28,7 @@ app.command()(repeat)
 app.add_typer(config_app, name="config")
 app.add_typer(letters_app, name="dead-letters")
 app.add_typer(models_app, name="models")
+app.command()(read)
 app.add_typer(schemas_app, name="schemas")
 
 out = Console(soft_wrap=True)
@@ -271,10 +273,13 @@ def config_check(config: ConfigFile) -> None:
     """
     from broker import config as settings
     from broker import model as models
+    from broker.outlets import filters
 
     loaded = settings.load(config)
     card = models.load(models.find(loaded.model.name)).card
-    out.print(f"{config}: fine; {len(loaded.sources)} source(s), model {card.name}@{card.version}")
+    filters.check(loaded.outlets, card)
+    n = f"{len(loaded.sources)} source(s), " + (f"{len(loaded.outlets)} outlet(s), " if loaded.outlets else "")
+    out.print(f"{config}: fine; {n}model {card.name}@{card.version}")
 
 
 @models_app.command("list")

@@ -54,6 +54,8 @@ def _about_key(detail: ErrorDetails, model: type[BaseModel], data: Mapping[str, 
     if detail["type"] == "missing":
         return f"{where} lacks the {what} {key}, which must be given"
     allowed = _keys(model, loc)
+    inside = [str(part) for part in loc[1:-1] if isinstance(part, str)]
+    where = " ".join([where, *inside])
     close = difflib.get_close_matches(str(loc[-1]), allowed, n=1)
     hint = f"did you mean {close[0]!r}? " if close else ""
     return f"{where} has an unknown {what} {key}: {hint}allowed are {', '.join(allowed)}"
@@ -64,9 +66,13 @@ def _keys(model: type[BaseModel], loc: tuple[int | str, ...]) -> list[str]:
     names = {field.alias or name: field for name, field in model.model_fields.items()}
     if len(loc) == 1:
         return list(names)
-    inner = names[str(loc[0])].annotation
-    table = next(part for part in (inner, *get_args(inner)) if isinstance(part, type) and issubclass(part, BaseModel))
-    return list(table.model_fields)
+    for part in loc[:-1]:
+        if isinstance(part, str):
+            inner = names[part].annotation
+            found = (kind for kind in (inner, *get_args(inner)) if isinstance(kind, type))
+            table = next(kind for kind in found if issubclass(kind, BaseModel))
+            names = {field.alias or name: field for name, field in table.model_fields.items()}
+    return list(names)
 
 
 def _table(loc: tuple[int | str, ...], data: Mapping[str, Any]) -> str:

@@ -12,27 +12,29 @@ from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple, Self
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, Field, PrivateAttr, ValidationError, field_validator, model_validator
 from pydantic_core.core_schema import ValidationInfo
 
 from broker.complaint import MASK, is_secret, tell
+from broker.delivery import Filter, Outlet, check_outlets
 from broker.errors import ConfigError
 from broker.limits import Limits
 from broker.lookup import Lookup
+from broker.setting_types import (
+    Bool,
+    Count,
+    EnvName,
+    Number,
+    SettingsTable,
+    Share,
+    Whole,
+    check_slug,
+    check_topic,
+)
 from broker.upkeep import Upkeep
 
 Survey = Literal["lsst", "ztf", "elasticc"]
 
-# Strict: TOML has types of its own, so the text "4" or a `true` where a number belongs is a slip, not a spelling.
-Bool = Annotated[bool, Field(strict=True)]
-Whole = Annotated[int, Field(strict=True)]
-Count = Annotated[int, Field(strict=True, gt=0)]
-Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
-Share = Annotated[float, Field(strict=True, ge=0, le=1)]
-EnvName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
-
-_TOPIC = re.compile(r"[A-Za-z0-9._-]{1,249}")
-_SLUG = re.compile(r"[a-z0-9][a-z0-9_-]*")
 _JAAS = "org.apache.kafka.common.security"
 _LOGIN_MODULES = {
     "PLAIN": f"{_JAAS}.plain.PlainLoginModule",
@@ -41,29 +43,14 @@ _LOGIN_MODULES = {
 }
 
 
-def _check_topic(topic: str) -> str:
-    if "," in topic:
-        raise ValueError("is a list in one text; write each topic as an item of its own")
-    if not _TOPIC.fullmatch(topic) or topic in (".", ".."):
-        raise ValueError(
-            "is not a topic name (letters, digits, '.', '_', '-', at most 249). Patterns are refused: brokers keep "
-            "advertising dead topics and a checkpoint fails once a matched topic is gone; list the names, one per night"
-        )
-    return topic
-
-
-class _Table(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Kafka(_Table):
+class Kafka(SettingsTable):
     """[kafka]: the cluster that alerts come from and verdicts go to; `options` holds client settings by Kafka's names.
 
     A login is two environment variables; `sasl.mechanism` and `security.protocol` in `options` say how it is used.
     """
 
     bootstrap_servers: Annotated[str, Field(min_length=1)]
-    options: dict[str, str] = {}
+    options: dict[str, str] = {}  # noqa: RUF012  # pydantic copies it for each instance
     username_env: EnvName | None = None
     password_env: EnvName | None = None
     startup_timeout_s: Annotated[float, Field(strict=True, ge=0, le=86_400)] = 60.0
@@ -111,7 +98,7 @@ class Kafka(_Table):
         return self.options.get("sasl.mechanism", self.options.get("sasl.mechanisms"))
 
 
-class Model(_Table):
+class Model(SettingsTable):
     """[model]: a released model's name, or a folder (a text with a slash; relative to the config file)."""
 
     name: Annotated[str, Field(min_length=1)] = "t2b-1"
@@ -122,7 +109,7 @@ class Model(_Table):
         return str(_beside(info, Path(name))) if "/" in name or os.sep in name else name
 
 
-class Output(_Table):
+class Output(SettingsTable):
     """[output]: the three topics written, and how missing ones are made (`partitions`, `max_message_bytes`)."""
 
     classifications: str = "t2b-classifications"
@@ -132,7 +119,7 @@ class Output(_Table):
     partitions: Annotated[int, Field(strict=True, gt=0, le=10_000)] = 4
     max_message_bytes: Annotated[int, Field(strict=True, ge=65_536, le=2_147_483_647)] | None = None
 
-    _topic_names = field_validator("classifications", "dead_letters", "ledger")(_check_topic)
+    _topic_names = field_validator("classifications", "dead_letters", "ledger")(check_topic)
 
     @property
     def topics(self) -> tuple[str, str, str]:
@@ -148,7 +135,7 @@ class Output(_Table):
         return self
 
 
-class Source(_Table):
+class Source(SettingsTable):
     """[[source]]: topics of one survey, read by one query with one checkpoint.
 
     `start` ("earliest", "latest" or a time with a zone) counts only while the checkpoint is new; then None will do.
@@ -166,19 +153,14 @@ class Source(_Table):
     zero_point: Number = 31.4
     programids: Annotated[tuple[Whole, ...], Field(min_length=1)] = (1,)
 
-    @field_validator("name")
-    @classmethod
-    def _slug(cls, name: str) -> str:
-        if not _SLUG.fullmatch(name):
-            raise ValueError("needs small letters, digits, '-' and '_', and starts with a letter or digit")
-        return name
+    _slug = field_validator("name")(check_slug)
 
     @field_validator("topics")
     @classmethod
     def _exact_names(cls, topics: tuple[str, ...]) -> tuple[str, ...]:
         for topic in topics:
             try:
-                _check_topic(topic)
+                check_topic(topic)
             except ValueError as error:
                 raise ValueError(f"has {topic!r}, which {error}") from None
         if len(set(topics)) < len(topics):
@@ -215,7 +197,7 @@ class Source(_Table):
         return self
 
 
-class Policy(_Table):
+class Policy(SettingsTable):
     """[policy]: quality floors. An alert below one is `abstained` with that reason; its probabilities are still given.
 
     Scores (`drb`, `rb`, reliability) run from 0 to 1; `solar_system_arcsec` is ZTF's distance to a known moving object;
@@ -237,12 +219,12 @@ class Policy(_Table):
     moving_min_minutes: Annotated[float, Field(strict=True, ge=0, le=1440)] = 30.0
 
 
-class Spark(_Table):
+class Spark(SettingsTable):
     """[spark]: where the job runs; `extra` holds further settings by Spark's names."""
 
     master: Annotated[str, Field(min_length=1)] = "local[*]"
     driver_memory: Annotated[str, Field(pattern=r"^\d+[kmgKMG]$")] = "2g"
-    extra: dict[str, str] = {}
+    extra: dict[str, str] = {}  # noqa: RUF012  # the same
 
     @field_validator("extra")
     @classmethod
@@ -253,13 +235,14 @@ class Spark(_Table):
         return extra
 
 
-class Config(_Table):
+class Config(SettingsTable):
     """A whole config file. Sources keep the order of the file."""
 
     kafka: Kafka
     model: Model = Model()
     output: Output = Output()
     sources: Annotated[tuple[Source, ...], Field(alias="source")]
+    outlets: Annotated[tuple[Outlet, ...], Field(alias="outlet")] = ()
     policy: Policy = Policy()
     limits: Limits = Limits()
     spark: Spark = Spark()
@@ -287,6 +270,8 @@ class Config(_Table):
             owners[checkpoint] = source
             for topic in sorted(set(source.topics) & set(self.output.topics)):
                 raise ValueError(f"topic {topic!r} is read by source {source.name!r} and written by [output]: a loop")
+        read = {topic for source in self.sources for topic in source.topics}
+        check_outlets(self.outlets, {s.name: s.survey for s in self.sources}, read, set(self.output.topics))
         return self
 
 
@@ -323,9 +308,13 @@ def effective(config: Config) -> list[Setting]:
     rows = []
     tables: list[tuple[str, BaseModel]] = [(name, getattr(config, name)) for name in ("kafka", "model", "output")]
     tables += [(f"source[{source.name}]", source) for source in config.sources]
+    for outlet in config.outlets:
+        tables += [(f"outlet[{outlet.name}]", outlet), (f"outlet[{outlet.name}].filter", outlet.filter)]
     tables += [(name, getattr(config, name)) for name in ("policy", "limits", "spark", "service", "registry")]
     for table, model in tables:
         for name in type(model).model_fields:
+            if isinstance(getattr(model, name), Filter):
+                continue  # a table of its own
             origin = str(config.file) if name in model.model_fields_set else "default"
             rows.append(Setting(f"{table}.{name}", _show(getattr(model, name)), origin))
     for name, variable in (("username", config.kafka.username_env), ("password", config.kafka.password_env)):

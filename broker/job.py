@@ -6,7 +6,7 @@ Live, replay and batch are this one composition over another source of frames.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,15 +18,18 @@ from broker import model as models
 from broker.classify import Assignment, task
 from broker.config import Config, Policy, Source
 from broker.decode import decode, implausible
+from broker.delivery import outlets_of
+from broker.errors import ConfigError
 from broker.ledger import Gap
 from broker.lightcurve import RULES_VERSION
 from broker.outlets import ROWS_DDL, Passport
+from broker.outlets.further import LARGEST_RECORD, Further
 from broker.surveys import Survey
 from broker.verdict import uncounted
 
 
 def build(frames: DataFrame, survey: Survey, assignment: Assignment, alone: Iterable[Gap] = ()) -> DataFrame:
-    """Finished rows (topic, key, value, headers) for frames (sources.FRAME_COLUMNS): one Python node, one sink.
+    """Finished rows (outlets.ROWS) of frames (sources.FRAME_COLUMNS): one Python node, one sink.
 
     alone: alerts to be answered one by one, each in a process of its own, since their batch killed its worker twice.
     Bytes, key and headers cross to Python only where the JVM has no sound alert: all others are done with them.
@@ -59,9 +62,27 @@ def before_hop(frames: DataFrame, survey: Survey, assignment: Assignment, alone:
     )
 
 
-def assign(config: Config, source: Source, limits: dict[str, int]) -> Assignment:
-    """What the tasks of a source must know. limits: largest message of each output topic, bytes."""
+def assign(
+    config: Config, source: Source, limits: Mapping[str, int], n_partitions: Mapping[str, int] | None = None
+) -> Assignment:
+    """What the tasks of a source must know. limits: largest message of each output topic, bytes.
+
+    n_partitions: of each outlet's topic. Raises ConfigError where an outlet's topic takes too little.
+    """
     output = config.output
+    outlets = []
+    for outlet in outlets_of(config.outlets, source.name):
+        topics = outlet.topics_of(source.survey)
+        for topic in topics.values():
+            if limits[topic] >= LARGEST_RECORD:
+                continue
+            raise ConfigError(
+                f"outlet {outlet.name!r}: topic {topic!r} takes messages of {limits[topic]} bytes (max.message.bytes); "
+                f"records of {LARGEST_RECORD} bytes must fit"
+            )
+        settings = (outlet.public_only, outlet.class_name, outlet.filter)
+        least = min((n_partitions or {})[topic] for topic in topics.values())
+        outlets.append(Further(outlet.name, outlet.kind, topics, least, *settings))
     made = assignment(
         source.name,
         source.survey,
@@ -73,7 +94,8 @@ def assign(config: Config, source: Source, limits: dict[str, int]) -> Assignment
         source.max_alert_bytes,
         limits[output.dead_letters],
     )
-    return replace(made, uncounted=uncounted(learns_schemas=bool(config.registry.url)))
+    known = uncounted(learns_schemas=bool(config.registry.url))
+    return replace(made, outlets=tuple(outlets), uncounted=known)
 
 
 def assignment(

@@ -21,12 +21,12 @@ from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_aft
 
 from broker.errors import ConfigError, KafkaError
 from broker.ledger import Gap
+from broker.supervise import Seldom
 
 _log = logging.getLogger(__name__)
 
 TIMEOUT_S = 30.0
-TOLD_EVERY_S = 60.0
-_told: dict[int, float] = {}  # when a fault of this code was last told
+_seldom = Seldom(60.0)  # faults as warnings (30), else debug (10): while Kafka is away there are ten a second
 _NO_LEADER_YET = (Fault.NOT_LEADER_FOR_PARTITION, Fault.LEADER_NOT_AVAILABLE)
 
 
@@ -198,15 +198,6 @@ def read_all(options: Mapping[str, str], topic: str, since_ms: int | None = None
                         yield message
 
 
-def records_in(options: Mapping[str, str], gap: Gap) -> Iterator[Message]:
-    """Records that a partition still holds of these offsets. Raises KafkaError if it can't be read."""
-    with open_consumer(options) as consumer:
-        held = reaches(consumer, gap.topic).get(gap.partition, Reach(0, 0))
-        inside = gap._replace(first=max(gap.first, held.first), last=min(gap.last, held.last_exclusive - 1))
-        if inside.first <= inside.last:
-            yield from _messages_in(consumer, inside)
-
-
 def open_consumer(options: Mapping[str, str], reset: str = "error") -> Consumer:
     """A consumer that is given partitions and joins no group. Raises ConfigError for a setting that librdkafka refuses.
 
@@ -220,7 +211,7 @@ def open_consumer(options: Mapping[str, str], reset: str = "error") -> Consumer:
         "enable.auto.commit": False,
         "enable.partition.eof": True,
         "auto.offset.reset": reset,
-        "error_cb": _tell,
+        "error_cb": lambda fault: _log.log(30 if _seldom(fault.code()) else 10, "Kafka: %s", fault.str()),
     }
     try:
         return Consumer(settings)
@@ -312,14 +303,6 @@ def _reach_out(options: Mapping[str, str], timeout_s: float) -> None:
             raise _NotYetError(faults[0].str() if faults else reason(error)) from error
 
 
-def _tell(fault: Fault) -> None:
-    """A line for each kind of fault, a minute apart: while Kafka is away librdkafka tells of ten attempts a second."""
-    now = time.monotonic()
-    if now - _told.get(fault.code(), float("-inf")) >= TOLD_EVERY_S:
-        _told[fault.code()] = now
-        _log.warning("Kafka: %s", fault.str())
-
-
 def _admin(options: Mapping[str, Any]) -> AdminClient:
     try:
         return AdminClient({key: value for key, value in _quiet(options).items() if key != "group.id"})
@@ -336,7 +319,7 @@ def _quiet(options: Mapping[str, Any]) -> dict[str, Any]:
 
 def _holes_in(consumer: Consumer, gap: Gap, held_from: int) -> Iterator[Gap]:
     free = max(gap.first, held_from)
-    for message in _messages_in(consumer, gap._replace(first=free)):
+    for message in messages_in(consumer, gap._replace(first=free)):
         offset = cast(int, message.offset())
         if offset > free:
             yield gap._replace(first=free, last=offset - 1)
@@ -345,7 +328,7 @@ def _holes_in(consumer: Consumer, gap: Gap, held_from: int) -> Iterator[Gap]:
         yield gap._replace(first=free)
 
 
-def _messages_in(consumer: Consumer, gap: Gap) -> Iterator[Message]:
+def messages_in(consumer: Consumer, gap: Gap) -> Iterator[Message]:
     """Records in the gap, ascending."""
     consumer.assign([TopicPartition(gap.topic, gap.partition, gap.first)])
     deadline = time.monotonic() + TIMEOUT_S

@@ -110,7 +110,7 @@ def test_no_file_no_toml_no_text(tmp_path: Path) -> None:
 def test_misspelt_keys_come_with_the_nearest(tmp_path: Path) -> None:
     assert refuse(tmp_path, LEAST + '[polcy]\nx = "1"\n') == (
         "the file has an unknown table [polcy]: did you mean 'policy'? "
-        "allowed are kafka, model, output, source, policy, limits, spark, service, registry"
+        "allowed are kafka, model, output, source, outlet, policy, limits, spark, service, registry"
     )
     text = refuse(tmp_path, LEAST + "max_alert_per_batch = 3\n")
     assert text.startswith(

@@ -25,6 +25,7 @@ from typer.testing import CliRunner
 
 from broker import config, limits, lookup, surveys, upkeep
 from broker.cli import app
+from broker.delivery import Filter, Outlet
 from broker.embedded import free_port
 from broker.verdict import REASONS
 
@@ -238,6 +239,8 @@ def default(model: type[BaseModel], key: str) -> str:
         return "must be given"
     if info.default is None:
         return "none"
+    if isinstance(info.default, BaseModel):
+        return "see below"
     return "{}" if info.default == {} else json.dumps(info.default)
 
 
@@ -245,7 +248,7 @@ def test_configuration_is_the_code() -> None:
     page = (ROOT / "docs" / "configuration.md").read_text()
     tables: dict[str, type[BaseModel]] = {"kafka": config.Kafka, "model": config.Model, "output": config.Output}
     tables |= {"[source]": config.Source, "policy": config.Policy, "limits": limits.Limits, "spark": config.Spark}
-    tables |= {"service": upkeep.Upkeep, "registry": lookup.Lookup}
+    tables |= {"service": upkeep.Upkeep, "registry": lookup.Lookup, "[outlet]": Outlet, "outlet.filter": Filter}
     parts = re.split(r"^## ", page, flags=re.M)
     for name, model in tables.items():
         (part,) = [part for part in parts if part.startswith(f"[{name}]\n")]

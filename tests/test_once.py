@@ -4,15 +4,16 @@ import os
 import signal
 import subprocess
 import time
+from collections import Counter
 from contextlib import suppress
 from pathlib import Path
 
-from running import Alert, Running, broker, read_outcome, send, topics_of, write_config
+from running import Alert, Outcome, Running, broker, headers, read_outcome, send, topics_of, write_config
 from samples import whole
 
 from broker import checkpoint
 from broker.embedded import EmbeddedKafka
-from broker.topics import EndOffsets, check_topics
+from broker.topics import EndOffsets, check_topics, read_all
 
 
 def alerts(n: int) -> list[Alert]:
@@ -36,16 +37,45 @@ def workers_of(job: Running) -> list[int]:
     return [pid for pid in job.left() if pid in pythons - {job.process.pid}]
 
 
+OUTLETS = """
+[[outlet]]
+name = "all"
+kind = "json"
+topic = "once-json"
+[outlet.filter]
+statuses = ["classified", "abstained"]
+[[outlet]]
+name = "some"
+kind = "lasair"
+topic = "anno_once"
+[outlet.filter]
+statuses = ["classified", "abstained"]
+where = "source_id % 2 = 0"
+"""
+
+
+def assert_outlets(options: dict[str, str], outcome: Outcome, how: str) -> None:
+    """No verdict twice on an outlet; in the end each on the one that takes all, those of even sources on the other."""
+    answered = {f"night:{p.topic}:{p.partition}:{p.offset}": m[0] for p, m in outcome.classifications.items()}
+    even = {place for place, message in answered.items() if int(message.key() or b"1") % 2 == 0}
+    for topic, due in (("once-json", set(answered)), ("anno_once", even)):
+        found = Counter(headers(message)["alert"].decode() for message in read_all(options, topic))
+        assert set(found.values()) <= {1}, topic
+        if how == "exactly":
+            assert found.keys() <= due
+            assert topic == "anno_once" or found.keys() == due
+
+
 def test_a_kill_between_the_first_write_and_the_commit(kafka: EmbeddedKafka, tmp_path: Path) -> None:
     kafka.create_topics({"once-in": 2})
     sent = send(kafka, "once-in", alerts(12_000), 2)
     names = topics_of("once")
     options = {"bootstrap.servers": kafka.bootstrap_servers}
-    check_topics(options, names.values(), create=True, partitions=2)
+    check_topics(options, [*names.values(), "once-json", "anno_once"], create=True, partitions=2)
     source = {"name": "night", "survey": "elasticc", "topics": ["once-in"], "max_alerts_per_batch": 4000}
     # Three tries a task: Spark must not have one of them write again what another has written.
     config = write_config(tmp_path, kafka.bootstrap_servers, [source], names)
-    config.write_text(config.read_text().replace('"local[2]"', '"local[2,3]"'))
+    config.write_text(config.read_text().replace('"local[2]"', '"local[2,3]"') + OUTLETS)
     folder = tmp_path / "checkpoints" / "night"
     asker = EndOffsets(options, [names["classifications"], names["dead_letters"]])
 
@@ -69,6 +99,7 @@ def test_a_kill_between_the_first_write_and_the_commit(kafka: EmbeddedKafka, tmp
         assert len(checkpoint.committed_batches(folder)) == n_committed, job.text
         written = read_outcome(kafka.bootstrap_servers, names)
         assert written.repeats().keys() == {1}
+        assert_outlets(options, written, "at most")
     with Running(tmp_path / "last", "run", "--config", config, "--once") as job:
         for pid in wait_for_a_write(job, 2):
             with suppress(ProcessLookupError):  # it went with its parent
@@ -80,6 +111,9 @@ def test_a_kill_between_the_first_write_and_the_commit(kafka: EmbeddedKafka, tmp
     assert outcome.classifications.keys() | outcome.dead_letters.keys() == sent.keys()
     assert outcome.repeats() == {1: len(sent)}
     assert sum(row.already_written for row in outcome.ledger) > 0
+    assert_outlets(options, outcome, "exactly")
+    assert sum(row.outlets["all"]["already_written"] for row in outcome.ledger) > 0
     audit = broker("audit", "--config", config)
     assert audit.returncode == 0, audit.stdout
     assert "\nbalanced: " in audit.stdout
+    assert f"outlet all (once-json): {len(outcome.classifications)} of " in audit.stdout

@@ -183,6 +183,7 @@ def test_rows_have_the_sink_s_columns() -> None:
     assert made.schema.equals(ROWS)
     assert made.to_pylist()[0] == {
         "topic": "t",
+        "partition": None,
         "key": b"k",
         "value": None,
         "headers": [{"key": "a", "value": b"1"}, {"key": "b", "value": None}],

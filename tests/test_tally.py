@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from broker.ledger import LedgerRow
-from broker.tally import Tally
+from broker.tally import Share, Tally
 
 Alert = tuple[str, int, int, str]  # topic, partition, offset, verdict
 VERDICTS = ("classified/ok", "abstained/maybe_moving", "rejected/damaged", "rejected/empty")
@@ -43,6 +43,21 @@ def test_one_partition() -> None:
     assert row.counts == {"classified/ok": 2, "rejected/empty": 1}
     assert row.rejected_runs == (0, 0, 0)  # a value that is empty is not counted
     assert LedgerRow.from_json(row.to_json()) == row
+
+
+def test_outlets_are_counted_by_place() -> None:
+    """Of five alerts four were read, two of them in partition 1; the outlet lets three through, one of them again."""
+    tally = Tally("night", "q", 0, 0, "t2b-1@1")
+    share = Share.of(
+        5, np.array([0, 1, 3, 4]), np.array([True, False, True, True]), np.array([True, True, True, False])
+    )
+    verdicts = ["classified/ok", "classified/ok", "rejected/empty", "abstained/maybe_moving", "classified/ok"]
+    places = (pa.array(["a"] * 5), pa.array([0, 0, 0, 1, 1]), pa.array([5, 6, 7, 5, 6]))
+    tally.add(*places, verdicts, np.ones(5, np.bool_), {"sn": share})
+    first, second = tally.rows()
+    assert first.outlets == {"sn": {"written": 1, "filtered": 1, "already_written": 0}}
+    assert second.outlets == {"sn": {"written": 2, "filtered": 0, "already_written": 1}}
+    assert LedgerRow.from_json(second.to_json()) == second
 
 
 alerts = st.lists(

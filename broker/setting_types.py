@@ -1,0 +1,42 @@
+"""Types of settings that several tables of a config file share."""
+
+import re
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+# Strict: TOML has types of its own, so the text "4" or a `true` where a number belongs is a slip, not a spelling.
+Bool = Annotated[bool, Field(strict=True)]
+Whole = Annotated[int, Field(strict=True)]
+Count = Annotated[int, Field(strict=True, gt=0)]
+Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
+Share = Annotated[float, Field(strict=True, ge=0, le=1)]
+EnvName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+
+_TOPIC = re.compile(r"[A-Za-z0-9._-]{1,249}")
+_SLUG = re.compile(r"[a-z0-9][a-z0-9_-]*")
+
+
+class SettingsTable(BaseModel):
+    """A table of the file: frozen, and a key that it does not know is a mistake."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+def check_topic(topic: str) -> str:
+    """The name, if it is one of a topic. Raises ValueError."""
+    if "," in topic:
+        raise ValueError("is a list in one text; write each topic as an item of its own")
+    if not _TOPIC.fullmatch(topic) or topic in (".", ".."):
+        raise ValueError(
+            "is not a topic name (letters, digits, '.', '_', '-', at most 249). Patterns are refused: brokers keep "
+            "advertising dead topics and a checkpoint fails once a matched topic is gone; list the names, one per night"
+        )
+    return topic
+
+
+def check_slug(name: str) -> str:
+    """The name, if it is fit for logs, folders and headers. Raises ValueError."""
+    if not _SLUG.fullmatch(name):
+        raise ValueError("needs small letters, digits, '-' and '_', and starts with a letter or digit")
+    return name

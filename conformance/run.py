@@ -1,0 +1,167 @@
+"""`make conformance`: the clients that people use, each in an environment of its own, read what the job wrote.
+
+Real and made-up alerts of each survey go through `broker run` on the embedded Kafka, with poison among them; every
+outlet takes all that was read. Then each client reads its topic to the end. Prints a line a client; exit code 1 where
+one has stopped, or has read less than was written.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "tests"))
+
+from generate import LABELS, generated  # noqa: E402
+from running import Alert, broker, send, topics_of, write_config  # noqa: E402
+from samples import whole  # noqa: E402
+
+from broker.embedded import EmbeddedKafka  # noqa: E402
+from broker.topics import read_all  # noqa: E402
+
+HERE = ROOT / "conformance"
+KINDS = {"json": "json", "lasair": "anno_t2b", "hop": "hop", "elasticc": "elasticc", "fink-ai": "fink_ai_t2b"}
+POISON = (None, b"", b"junk", b"Obj\x01", b"\x00\x00\x00\x30\x39")
+Counts = dict[str, int]
+
+
+def alerts_of(survey: str, n: int) -> list[Alert]:
+    """Every sample, then made-up alerts up to n; each fiftieth message is poison beside them."""
+    found = [s.data for s in whole(survey)][:n]
+    label = LABELS[survey][-1]
+    found += generated(survey, label, n - len(found), seed=7)
+    alerts: list[Alert] = []
+    for i, value in enumerate(found):
+        if i % 50 == 0:
+            alerts.append(Alert(POISON[i // 50 % len(POISON)]))
+        alerts.append(Alert(value, str(i).encode()))
+    return alerts
+
+
+def outlets(survey: str) -> str:
+    """[[outlet]] blocks of every kind that the survey has, all of them without a filter."""
+    topics = {kind: f"{topic}_{survey}" for kind, topic in KINDS.items()}
+    if survey != "elasticc":
+        topics["fink"] = f"fink_t2b_{survey}"
+    text = ""
+    for kind, topic in topics.items():
+        text += f'[[outlet]]\nname = "{kind}-{survey}"\nkind = "{kind}"\ntopic = "{topic}"\nsources = ["{survey}"]\n'
+        text += 'class_name = "SNIa"\n' if kind == "fink-ai" else ""
+        text += '[outlet.filter]\nstatuses = ["classified", "abstained"]\n'
+    return text
+
+
+def run_job(kafka: EmbeddedKafka, folder: Path, surveys: list[str], n: int) -> None:
+    """All alerts of all surveys through one job, to its end."""
+    sources: list[dict[str, object]] = []
+    kafka.create_topics({f"{survey}-in": 2 for survey in surveys})
+    for survey in surveys:
+        send(kafka, f"{survey}-in", alerts_of(survey, n), 2)
+        sources.append({"name": survey, "survey": survey, "topics": [f"{survey}-in"]})
+    settings = {**topics_of("all"), "create_topics": True, "partitions": 3}
+    config = write_config(folder, kafka.bootstrap_servers, sources, settings)
+    config.write_text(config.read_text() + "".join(map(outlets, surveys)))
+    done = broker("run", "--config", config, "--once", timeout_s=900)
+    print(done.stdout.strip() or done.stderr[-2000:])
+    assert done.returncode == 0, done.stderr
+    audit = broker("audit", "--config", config, timeout_s=300)
+    print(audit.stdout[-1500:])
+    assert audit.returncode == 0, audit.stdout
+
+
+def client(*command: str | Path, home: Path | None = None) -> str:
+    """What a client prints. Raises AssertionError where it stops."""
+    environment = {**os.environ, **({"HOME": str(home)} if home else {}), "COLUMNS": "200"}
+    done = subprocess.run(
+        list(map(str, command)), capture_output=True, text=True, timeout=900, env=environment, check=False
+    )
+    assert done.returncode == 0, f"{command}: {done.stdout[-2000:]}{done.stderr[-2000:]}"
+    assert "Traceback" not in done.stderr, done.stderr[-2000:]
+    return done.stdout
+
+
+def finkctl(python: Path, servers: str, survey: str, n: int, home: Path) -> Counts:
+    """`finkctl stream` as its manual says: register, subscribe, then save, then display."""
+    command, topic = python.with_name("finkctl"), f"fink_t2b_{survey}"
+    register = ("auth", "register", "-survey", survey, "-username", "u", "-servers", servers, "-maxtimeout", "5")
+    counts = {}
+    for what in ("save", "display"):
+        own = home / f"{what}-{survey}"  # register asks before it overwrites what is in the home folder
+        out = own / "alerts"
+        out.mkdir(parents=True)
+        client(command, *register, "-groupid", f"{what}-{survey}", home=own)
+        client(command, "topic", "subscribe", "-survey", survey, "-name", topic, home=own)
+        asked = ("stream", "-survey", survey, "-limit", str(n), "-outdir", str(out), "-start_at", "earliest")
+        text = client(command, *asked, f"--{what}", home=own)
+        counts[f"finkctl --{what}"] = len(list(out.glob("*.avro"))) if what == "save" else text.count(f" | {topic} | ")
+    return counts
+
+
+def written(servers: str, topic: str) -> list[tuple[bytes, ...]]:
+    """Keys and headers on a topic."""
+    return [(message.key() or b"",) for message in read_all({"bootstrap.servers": servers}, topic)]
+
+
+def read_back(pythons: dict[str, Path], servers: str, survey: str, folder: Path) -> Counts:
+    """What each client has read of a survey."""
+    topics = {kind: f"{topic}_{survey}" for kind, topic in KINDS.items()}
+    plain = [f"{kind}={topics[kind]}" for kind in ("json", "lasair", "elasticc")]
+    found: Counts = json.loads(
+        client(pythons["plain"], HERE / "client_plain.py", servers, ROOT / "schemas" / "output", *plain)
+    )
+    found |= json.loads(client(pythons["hop"], HERE / "client_hop.py", servers, topics["hop"]).splitlines()[-1])
+    if survey != "elasticc":
+        fink = f"fink_t2b_{survey}"
+        n = len(written(servers, fink))
+        arguments = (servers, survey, fink, str(n), topics["fink-ai"])
+        found |= json.loads(client(pythons["fink"], HERE / "client_fink.py", *arguments).splitlines()[-1])
+        found |= finkctl(pythons["fink"], servers, survey, n, folder)
+    return found
+
+
+def due(servers: str, survey: str) -> Counts:
+    """What each client has to read: the records of its topic (files that are saved: its sources)."""
+    n = {kind: len(written(servers, f"{topic}_{survey}")) for kind, topic in KINDS.items()}
+    wanted = {"json": n["json"], "lasair": n["lasair"], "elasticc": n["elasticc"], "hop-client": n["hop"]}
+    if survey != "elasticc":
+        fink = len(written(servers, f"fink_t2b_{survey}"))
+        alerts = [json.loads(m.value() or b"") for m in read_all({"bootstrap.servers": servers}, f"json_{survey}")]
+        names = {(a["object_id"] if survey == "ztf" else None, a["source_id"]) for a in alerts}
+        wanted |= {"AlertConsumer": fink, "fink-ai": n["fink-ai"]}
+        wanted |= {"finkctl --save": len(names), "finkctl --display": fink}
+    return wanted
+
+
+def main() -> int:
+    """Everything; 0 where each client has read all."""
+    options = argparse.ArgumentParser(description=__doc__)
+    options.add_argument("--environments", type=Path, default=ROOT / ".conformance")
+    options.add_argument("--alerts", type=int, default=1000, help="of each survey")
+    options.add_argument("--surveys", default="lsst,ztf,elasticc")
+    asked = options.parse_args()
+    pythons = {name: asked.environments / name / "bin" / "python" for name in ("fink", "hop", "plain")}
+    surveys, is_fine = asked.surveys.split(","), True
+    with tempfile.TemporaryDirectory() as scratch, EmbeddedKafka() as kafka:
+        folder, servers = Path(scratch), kafka.bootstrap_servers
+        run_job(kafka, folder, surveys, asked.alerts)
+        for survey in surveys:
+            found, wanted = read_back(pythons, servers, survey, folder), due(servers, survey)
+            for name in wanted:
+                is_right = found.get(name) == wanted[name] > 0
+                is_fine &= is_right
+                print(f"{survey:9} {name:18} {found.get(name, 0):6} of {wanted[name]:6} {'' if is_right else 'WRONG'}")
+        plain = (HERE / "client_plain.py", servers, ROOT / "schemas" / "output", "native=all-classifications")
+        n = json.loads(client(pythons["plain"], *plain))["native"]
+        is_fine &= n == len(written(servers, "all-classifications"))
+        print(f"{'all':9} {'native, fastavro':18} {n:6}")
+    return 0 if is_fine else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

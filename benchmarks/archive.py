@@ -216,7 +216,7 @@ def replays(n: int, rounds: int, folder: Path) -> dict[str, Any]:
 def main() -> int:
     """0 if the bars are reached: 1.5 and 3 times the baseline, 0.8 of the bare producer."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--alerts", type=int, default=8_000)
+    parser.add_argument("--alerts", type=int, default=20_000)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--child", choices=CHILDREN)

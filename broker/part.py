@@ -103,7 +103,9 @@ def prepare(
     ]
     output = config.output.model_copy(update=outputs)
     upkeep = config.service.model_copy(update={"health_file": None})  # that one tells of the live job
-    return config.model_copy(update={"sources": tuple(moved), "output": output, "service": upkeep}), ends
+    # Further outlets are the live job's: their consumers must not get a verdict twice.
+    changes = {"sources": tuple(moved), "output": output, "service": upkeep, "outlets": ()}
+    return config.model_copy(update=changes), ends
 
 
 def _offsets(config: Config, source: Source, since: str | None, until: str | None) -> tuple[Offsets, Offsets]:

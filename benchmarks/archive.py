@@ -85,7 +85,7 @@ def baseline(path: Path) -> dict[str, float]:
         curves, counts = merge(gathered.points, len(structs), gathered.mjd_tai)
         summary = summarise(curves)
         probabilities = loaded.predict(thin(curves, loaded.card.max_points))
-        evident = probabilities.max(axis=1) >= loaded.card.threshold("ztf", summary.n_detections)
+        evident = loaded.card.evident("ztf", probabilities, summary)
         n += len(judge(gathered, survey, work.settings, counts, summary, loaded.card.min_points, evident))
     return {"cpu_s": time.process_time() - before, "n": n}
 

@@ -1,4 +1,4 @@
-"""Alerts in files: containers, Confluent frames and bare bodies, packed or not, as rows shaped like Kafka's.
+"""Alerts in files: containers, Confluent frames and bare bodies, packed or not, shaped like Kafka's records.
 
 In folders and tar archives, files named *.avro and *.bin (also with .gz) hold alerts, *.tar, *.tar.gz and *.tgz hold
 such files; all else is passed over. What a file is shows in its bytes, not in its name; a file given by name is always
@@ -8,25 +8,21 @@ read. Memory stays flat: nothing is unpacked beyond its limit.
 from __future__ import annotations
 
 import gzip
-import heapq
 import io
 import json
 import os
 import tarfile
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, cast
 
-import pyarrow as pa
-from pyspark.sql.datasource import DataSource, DataSourceReader, InputPartition
-from pyspark.sql.types import StructType
-
 from broker import container
 from broker.errors import ArchiveError
-from broker.recognise import survey_of_value
+from broker.recognise import survey_of_schema, survey_of_value
+from broker.registry import Writer
 from broker.wire import CONTAINER_MAGIC
 
 if TYPE_CHECKING:
@@ -34,19 +30,12 @@ if TYPE_CHECKING:
 
 ALERT_SUFFIXES = (".avro", ".avro.gz", ".bin", ".bin.gz")
 PACKED_SUFFIXES = (".tar", ".tar.gz", ".tgz")
-SCHEMA = (
-    "key binary, value binary, headers array<struct<key: string, value: binary>>, topic string, partition int, "
-    "offset bigint, timestamp timestamp, timestampType int"
-)
-NO_TIMESTAMP = -1  # Kafka's timestampType where there is none
 
 _GZIP_MAGIC = b"\x1f\x8b"
 _BAD_PACKING = (EOFError, gzip.BadGzipFile, zlib.error, tarfile.TarError)
 _TAR_HEADER_BYTES = 512
 _MAX_TAR_NAME_BYTES = 2**16
 _LOOK_AT = 10  # alerts that survey_of reads
-_BATCH_ROWS = 256
-_BATCH_BYTES = 8 * 2**20
 
 
 @dataclass(frozen=True)
@@ -251,6 +240,35 @@ class _Joined(io.RawIOBase):
         return len(data)
 
 
+# --- schemas beside them ------------------------------------------------------------------------------------------
+
+
+def schemas_beside(folders: Sequence[Path]) -> tuple[list[Writer], list[tuple[Path, str]]]:
+    """Writer schemas of LSST in the files ID.json and ID.avsc below the folders; and those files that hold none.
+
+    A file holds the schema itself or a registry's answer, {"schema": "..."}. They are for `registry.learn`.
+    """
+    found: list[Writer] = []
+    failed: list[tuple[Path, str]] = []
+    for path in (file for folder in folders if folder.is_dir() for file in _walk(folder)):
+        if path.suffix not in (".json", ".avsc") or not path.stem.isascii() or not path.stem.isdigit():
+            continue
+        schema_id = int(path.stem)
+        try:
+            told = json.loads(path.read_text(encoding="utf-8"))
+            text = (
+                told["schema"] if isinstance(told, dict) and isinstance(told.get("schema"), str) else json.dumps(told)
+            )
+            container.walkable(text)
+            survey = survey_of_schema(json.loads(text))
+        except (OSError, ValueError, RecursionError, container.Unreadable) as error:
+            failed.append((path, f"is no Avro schema: {error}"))
+            continue
+        if survey == "lsst":
+            found.append(Writer(str(schema_id), text, schema_id))
+    return found, failed
+
+
 # --- whose alerts -------------------------------------------------------------------------------------------------
 
 
@@ -264,124 +282,3 @@ def survey_of(path: Path, max_alert_bytes: int = 16_777_216) -> str | None:
     except ArchiveError:
         return None
     return None
-
-
-# --- as a Spark source --------------------------------------------------------------------------------------------
-
-
-@dataclass
-class _Part(InputPartition):
-    """The files of one task."""
-
-    number: int
-    files: list[str]
-
-
-class Archive(DataSource):
-    """Files as a batch of rows with the Kafka source's columns.
-
-    Options: `paths` (JSON list of files), `root` (folder that topics are relative to; default: each file's own),
-    `max_alert_bytes`, `errors` (folder for one JSON line {file, error} per file that failed, in a file per task),
-    `tasks` (at most this many).
-    """
-
-    @classmethod
-    def name(cls) -> str:
-        """Its name for spark.read.format."""
-        return "archive"
-
-    def schema(self) -> str:
-        """The Kafka source's columns with headers."""
-        return SCHEMA
-
-    def reader(self, schema: StructType) -> DataSourceReader:
-        """One reader per query."""
-        return _Reader(self.options)
-
-
-class _Reader(DataSourceReader):
-    def __init__(self, options: Mapping[str, str]) -> None:
-        self.paths: list[str] = json.loads(options["paths"])
-        self.root = options.get("root")
-        self.max_alert_bytes = int(options.get("max_alert_bytes", 16_777_216))
-        self.errors = options.get("errors")
-        self.n_tasks = int(options.get("tasks", 4 * (os.cpu_count() or 1)))
-
-    def partitions(self) -> Sequence[InputPartition]:
-        """Files dealt out by size, the largest first, each to the task with the least so far."""
-        sizes = sorted(((_size(path), i) for i, path in enumerate(self.paths)), reverse=True)
-        tasks = [(0, number, list[int]()) for number in range(max(1, min(self.n_tasks, len(self.paths))))]
-        for size, i in sizes:
-            total, number, files = tasks[0]
-            heapq.heapreplace(tasks, (total + size, number, [*files, i]))
-        tasks.sort(key=lambda task: task[1])
-        return [_Part(number, [self.paths[i] for i in sorted(files)]) for _, number, files in tasks]
-
-    def read(self, partition: InputPartition) -> Iterator[pa.RecordBatch]:
-        """Batches of at most _BATCH_ROWS rows and little more than _BATCH_BYTES."""
-        assert isinstance(partition, _Part)
-        failed: list[dict[str, str]] = []
-        n = 0
-        for batch in _batches(self.frames(partition.files, failed)):
-            n += len(batch)
-            yield batch
-        if self.errors is not None:
-            notes = Path(self.errors) / f"part-{partition.number:05d}.jsonl"
-            _write_lines(notes, failed)
-            _write_lines(notes.with_suffix(".count"), [{"n": str(n)}])  # what came in, for the books
-
-    def frames(self, files: list[str], failed: list[dict[str, str]]) -> Iterator[Frame]:
-        """The alerts of all files; a file that fails is noted, and the next one follows."""
-        for file in files:
-            path = Path(file)
-            try:
-                yield from read_frames(path, Path(self.root) if self.root else path, self.max_alert_bytes)
-            except ArchiveError as error:
-                failed.append({"file": file, "error": str(error)})
-
-
-def _size(path: str) -> int:
-    try:
-        return os.stat(path).st_size
-    except OSError:
-        return 0  # reading it will say what is wrong
-
-
-def _write_lines(path: Path, rows: list[dict[str, str]]) -> None:
-    """The file of a task, whole or not at all: a task may run twice."""
-    if not rows:
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    new = path.with_name(f".{path.name}.{os.getpid()}")
-    new.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    new.replace(path)
-
-
-def _batches(frames: Iterator[Frame]) -> Iterator[pa.RecordBatch]:
-    rows: list[Frame] = []
-    n_bytes = 0
-    for frame in frames:
-        rows.append(frame)
-        n_bytes += len(frame.value or b"")
-        if len(rows) == _BATCH_ROWS or n_bytes >= _BATCH_BYTES:
-            yield _batch(rows)
-            rows, n_bytes = [], 0
-    if rows:
-        yield _batch(rows)
-
-
-def _batch(rows: list[Frame]) -> pa.RecordBatch:
-    header = pa.struct([("key", pa.string()), ("value", pa.binary())])
-    columns = {
-        "key": pa.array([row.key for row in rows], pa.binary()),
-        "value": pa.array([row.value for row in rows], pa.binary()),
-        "headers": pa.array(
-            [[{"key": k, "value": v} for k, v in row.headers] or None for row in rows], pa.list_(header)
-        ),
-        "topic": pa.array([row.topic for row in rows], pa.string()),
-        "partition": pa.array([row.partition for row in rows], pa.int32()),
-        "offset": pa.array([row.offset for row in rows], pa.int64()),
-        "timestamp": pa.array([row.timestamp for row in rows], pa.timestamp("us", "UTC")),
-        "timestampType": pa.array([NO_TIMESTAMP] * len(rows), pa.int32()),
-    }
-    return pa.RecordBatch.from_pydict(columns)

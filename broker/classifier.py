@@ -135,8 +135,8 @@ class Classifier:
                     "LightCurves are in nJy and have bands of ours: unit, zero_point and bands are for tables"
                 )
             return self._answer(np.arange(len(light_curves)), light_curves, survey)
-        scale = _Scale(unit, zero_point, bands or {})
-        object_id, points = _points_of_objects(light_curves, scale)
+        scale = Scale(unit, zero_point, bands or {})
+        object_id, points = points_of_objects(light_curves, scale)
         curves, _ = merge(points, len(object_id), np.full(len(object_id), np.nan))
         return self._answer(object_id, curves, survey)
 
@@ -158,13 +158,18 @@ def _surveys(curves: LightCurves, given: str | None) -> dict[str, Bools]:
     """Which curves (n,) have whose thresholds."""
     if given is not None:
         return {given: np.ones(len(curves), np.bool_)}
-    is_other = np.array([not name.startswith("ztf") for name in BANDS])[curves.band]
-    is_lsst = np.bincount(curves.rows[is_other], minlength=len(curves)) > 0
+    is_lsst = are_lsst(curves.band, curves.rows, len(curves))
     return {"lsst": is_lsst, "ztf": ~is_lsst}
 
 
+def are_lsst(band: Codes, rows: Integers, n: int) -> Bools:
+    """Which of n objects (n,) have a point in a band that is not ZTF's: LSST's thresholds count for them."""
+    is_other = np.array([not name.startswith("ztf") for name in BANDS])[band]
+    return np.bincount(rows[is_other], minlength=n) > 0
+
+
 @dataclass(frozen=True)
-class _Scale:
+class Scale:
     """What the caller says of units and bands."""
 
     unit: Any
@@ -186,7 +191,7 @@ class _Scale:
         return float(self.zero_point)
 
 
-def _points_of_objects(light_curves: Any, scale: _Scale) -> tuple[npt.NDArray[Any], Points]:
+def points_of_objects(light_curves: Any, scale: Scale) -> tuple[npt.NDArray[Any], Points]:
     """Ids of n objects and all their points."""
     if isinstance(light_curves, Sequence) and not isinstance(light_curves, str | bytes):
         tables = [_table(one, f"light curve {i}: ") for i, one in enumerate(light_curves)]
@@ -198,7 +203,7 @@ def _points_of_objects(light_curves: Any, scale: _Scale) -> tuple[npt.NDArray[An
     if "object_id" not in table.column_names:
         has = ", ".join(table.column_names)
         raise UsageError(f"no column object_id, which says whose each point is; of the known ones it has {has}")
-    row, object_id = _encoded(table, "object_id")
+    row, object_id = encoded(table, "object_id")
     if (row < 0).any():
         raise UsageError(f"object_id is null in {(row < 0).sum()} of {len(table)} points; every point needs one")
     return object_id, _points(table, row, scale, "")
@@ -230,7 +235,7 @@ def _table(source: Any, where: str) -> pa.Table:
     return table
 
 
-def _points(table: pa.Table, row: Integers, scale: _Scale, where: str) -> Points:
+def _points(table: pa.Table, row: Integers, scale: Scale, where: str) -> Points:
     """Points of a table in our units, not yet merged; row int64 (p,): whose each point is."""
     try:
         mjd = _numbers(table, "mjd")
@@ -278,7 +283,7 @@ def _flags(table: pa.Table, name: str) -> Bools:
 
 def _bands(table: pa.Table, names: Mapping[Any, str]) -> Codes:
     """Indices into BANDS, int8 (p,); a null is -1, which no rule keeps."""
-    row, found = _encoded(table, "band")
+    row, found = encoded(table, "band")
     ours = [names.get(label, label) for label in found.tolist()]
     unknown = [label for label, name in zip(found.tolist(), ours, strict=True) if name not in BANDS]
     if unknown:
@@ -290,7 +295,7 @@ def _bands(table: pa.Table, names: Mapping[Any, str]) -> Codes:
     return codes[row]
 
 
-def _encoded(table: pa.Table, name: str) -> tuple[Integers, npt.NDArray[Any]]:
+def encoded(table: pa.Table, name: str) -> tuple[Integers, npt.NDArray[Any]]:
     """Index of each value among the distinct ones, int64 (p,), -1 for null; the distinct ones as they appear."""
     column = table[name]
     kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type

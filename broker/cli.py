@@ -16,12 +16,15 @@ from broker import __version__
 from broker.cli_letters import app as letters_app
 from broker.cli_letters import time_of
 from broker.cli_read import read
+from broker.cli_replay import repeat, replay
 from broker.cli_schemas import app as schemas_app
 from broker.errors import BrokerError, UsageError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
 config_app = typer.Typer(no_args_is_help=True, help="Settings in force and where each comes from.")
 models_app = typer.Typer(no_args_is_help=True, help="Released models and their cards.")
+app.command()(replay)
+app.command()(repeat)
 app.add_typer(config_app, name="config")
 app.add_typer(letters_app, name="dead-letters")
 app.add_typer(models_app, name="models")
@@ -43,7 +46,8 @@ def main() -> None:
         sys.exit(130)
 
 
-def _log_to_terminal(level: int = logging.INFO) -> None:
+def log_to_terminal(level: int = logging.INFO) -> None:
+    """The log of our own modules, line by line, to standard error."""
     handler = logging.StreamHandler()  # one line stays one line: these are read by grep as well as by people
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
     logger = logging.getLogger("broker")
@@ -54,7 +58,7 @@ def _log_to_terminal(level: int = logging.INFO) -> None:
 
 @letters_app.callback()
 def _log_of_letters() -> None:
-    _log_to_terminal(logging.WARNING)
+    log_to_terminal(logging.WARNING)
 
 
 @app.callback(invoke_without_command=True)
@@ -77,7 +81,7 @@ def run(
     from broker import config as settings
     from broker.service import Service
 
-    _log_to_terminal()
+    log_to_terminal()
     counts = Service(settings.load(config), once).run()
     out.print(
         f"{counts.total()} alerts answered: " + (", ".join(f"{k} {n}" for k, n in counts.most_common()) or "none")
@@ -109,22 +113,26 @@ def health(
 
 @app.command()
 def classify(
-    paths: Annotated[list[Path], typer.Argument(help="Files and folders: Avro containers, frames, tar, gz.")],
+    paths: Annotated[list[Path], typer.Argument(help="Files and folders: Avro, tar, gz, Parquet, light curves.")],
     output: Annotated[
         str, typer.Option("-o", "--output", help="FILE.parquet, .avro or .jsonl; '-' prints a table.")
     ] = "-",
     summary: Annotated[Path | None, typer.Option(help="Write the counts as JSON to this file.")] = None,
     model: Annotated[str, typer.Option(help="A released model, or a model folder.")] = "t2b-1",
     master: Annotated[str, typer.Option(help="Spark master.")] = "local[*]",
+    unit: Annotated[str | None, typer.Option(help="Unit of light curves' fluxes: nJy, uJy, mJy, Jy, FLUXCAL.")] = None,
+    zero_point: Annotated[float | None, typer.Option(help="In place of --unit: AB magnitude of flux 1.")] = None,
+    bands: Annotated[str | None, typer.Option(help="Whose letters curves use: lsst, ztf, ps1, des, sdss.")] = None,
 ) -> None:
-    """Classify alerts in files, without Kafka. The survey is found from the content.
+    """Classify alerts or plain light curves in files, without Kafka. What they hold is found from the content.
 
     Example: broker classify examples/alerts -o verdicts.parquet
     """
     from broker.files import classify_files
+    from broker.tables import Hints
 
-    _log_to_terminal(logging.WARNING)
-    classify_files(paths, output, summary, model, master)
+    log_to_terminal(logging.WARNING)
+    classify_files(paths, output, summary, model, master, Hints(unit, zero_point, bands))
 
 
 @app.command()
@@ -168,38 +176,6 @@ def evaluate(
 
 
 @app.command()
-def replay(
-    paths: Annotated[list[Path], typer.Argument(help="Files and folders of alerts.")],
-    to: Annotated[str, typer.Option("--to", help="HOST:PORT/TOPIC; the topic must exist.")],
-    rate: Annotated[
-        float | None, typer.Option(help="Alerts per second; as fast as Kafka takes them if not given.")
-    ] = None,
-) -> None:
-    """Put an archive back onto a Kafka topic.
-
-    Example: broker replay examples/alerts/ztf.tar.gz --to localhost:9092/ztf_20260310_programid1 --rate 100
-    """
-    from broker.archive import find_files, read_frames
-    from broker.replay import replay as send
-
-    servers, _, topic = to.partition("/")
-    if not topic:
-        raise UsageError(f"--to {to!r}: needs HOST:PORT/TOPIC, such as localhost:9092/ztf_20260310_programid1")
-    _log_to_terminal()
-    files = [(path, root) for path in paths for root in (path if path.is_dir() else path.parent,)]
-    frames = (f for path, root in files for file in find_files([path]) for f in read_frames(file, root, 16_777_216))
-    terminal = Console(stderr=True)
-    with terminal.status("replaying ...") as status:  # prints nothing where no terminal is
-        sent = send(
-            frames, servers, topic, rate, lambda n, n_bytes: status.update(f"{n} alerts, {n_bytes / 1e6:.1f} MB")
-        )
-    what = "interrupted; sent" if sent.was_interrupted else "sent"
-    out.print(
-        f"{what} {sent.n} alerts, {sent.n_bytes / 1e6:.1f} MB in {sent.seconds:.1f} s; last: {sent.last or 'none'}"
-    )
-
-
-@app.command()
 def demo(
     alerts: Annotated[Path, typer.Option(help="Folder of sample alerts.")] = Path("examples/alerts"),
     output: Annotated[Path, typer.Option(help="Folder for what comes out.")] = Path("demo-output"),
@@ -210,7 +186,7 @@ def demo(
     """
     from broker.demo import run_demo
 
-    _log_to_terminal()
+    log_to_terminal()
     run_demo(alerts, output, out)
 
 
@@ -250,7 +226,7 @@ def audit(
     from broker import config as settings
     from broker.audit import audit as reconcile
 
-    _log_to_terminal(logging.WARNING)
+    log_to_terminal(logging.WARNING)
     loaded = settings.load(config)
     known = {s.name for s in loaded.sources}
     if unknown := sorted(set(source or ()) - known):
@@ -330,3 +306,23 @@ def models_show(name: Annotated[str, typer.Argument(help="A released model, or a
     from broker import model as models
 
     out.print((models.find(name) / models.CARD_FILE).read_text(), highlight=False, markup=False)
+
+
+@models_app.command("compare")
+def models_compare(
+    here: Annotated[str, typer.Argument(help="FILE of classify, or HOST:PORT/TOPIC,TOPIC of the job.")],
+    there: Annotated[str, typer.Argument(help="Another one, of the same alerts.")],
+    config: Annotated[Path | None, typer.Option(help="TOML file whose [kafka] has the login and options.")] = None,
+) -> None:
+    """Compare two sets of verdicts bit for bit: live and replayed, or of two models; exit code 3 where they differ.
+
+    Example: broker models compare verdicts.parquet localhost:9092/t2b-classifications
+    """
+    from broker import config as settings
+    from broker.compare import compare, show
+
+    options = {} if config is None else settings.kafka_options(settings.load(config))
+    found = compare(here, there, options)
+    show(found, here, there, out)
+    if not found.is_same:
+        raise typer.Exit(3)

@@ -40,12 +40,10 @@ def list_schemas(config: ConfigFile = None, registry: Url = None) -> None:
     """
     from broker import registry as known
     from broker import surveys
-    from broker.registry_client import RegistryClient
+    from broker.registry_client import cached
     from broker.schema_check import origin
 
-    lookup = _lookup(config, registry)
-    if lookup.url:
-        known.learn(RegistryClient(lookup).cached())
+    known.learn(cached(_lookup(config, registry)))
     table = Table("survey", "schema", "found by", "from")
     for survey in surveys.NAMES:
         for writer in known.writers(survey):
@@ -94,11 +92,9 @@ def check(
     from broker import registry as known
     from broker import schema_check
     from broker.config import kafka_options, load
-    from broker.registry_client import RegistryClient
+    from broker.registry_client import cached
 
-    lookup = _lookup(config, registry)
-    if lookup.url:
-        known.learn(RegistryClient(lookup).cached())
+    known.learn(cached(_lookup(config, registry)))
     if paths:
         found = schema_check.check(schema_check.of_files(paths))
     elif config:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
 import zlib
@@ -27,9 +28,9 @@ else:
 MAX_BLOCK_BYTES = 64 * 2**20  # of one block, packed or unpacked; writers close theirs at some tens of kB
 MAX_HEADER_BYTES = 2**20  # real ones have up to 60 kB
 # What fastavro raises on damaged bytes, on damaged schemas, and what the codecs raise.
-_BAD_BYTES = (EOFError, IndexError, KeyError, TypeError, ValueError, OverflowError, MemoryError)
-_BAD_SCHEMA = (*_BAD_BYTES, AttributeError, RecursionError, SchemaParseException, UnknownType)
-_BAD_PACKING = (*_BAD_BYTES, zlib.error, zstd.ZstdError, cramjam.DecompressionError)
+BAD_BYTES = (EOFError, IndexError, KeyError, TypeError, ValueError, OverflowError, MemoryError)
+_BAD_SCHEMA = (*BAD_BYTES, AttributeError, RecursionError, SchemaParseException, UnknownType)
+_BAD_PACKING = (*BAD_BYTES, zlib.error, zstd.ZstdError, cramjam.DecompressionError)
 _META = fastavro.parse_schema({"type": "map", "values": "bytes"})
 
 
@@ -64,7 +65,7 @@ def read_header(head: bytes) -> tuple[Header, int]:
     try:
         meta = cast(dict[str, bytes], fastavro.schemaless_reader(file, _META, None))
         schema, codec = meta["avro.schema"].decode(), meta.get("avro.codec", b"null").decode()
-    except _BAD_BYTES as error:
+    except BAD_BYTES as error:
         raise Unreadable(f"no container header in the first {len(head)} bytes") from error
     end = file.tell()
     sync = file.read(16)
@@ -80,12 +81,19 @@ def read_header(head: bytes) -> tuple[Header, int]:
 
 def is_single(header: Header, rest: bytes) -> bool:
     """Whether what follows the header is one record in one block without a codec: a container that stays as it is."""
+    return single(header, rest) is not None
+
+
+def single(header: Header, rest: bytes) -> bytes | None:
+    """The body of such a record, None where the container is another."""
     file = BytesIO(rest)
     try:
         count, size = _read_long(file), _read_long(file)
     except Unreadable:
-        return False
-    return header.codec == "null" and count == 1 and len(rest) - file.tell() == size + 16
+        return None
+    start = file.tell()
+    is_one = header.codec == "null" and count == 1 and len(rest) - start == size + 16
+    return rest[start : start + size] if is_one else None
 
 
 def records(header: Header, file: BinaryIO) -> Iterator[bytes]:
@@ -125,7 +133,7 @@ def _split(data: bytes, count: int, schema: _Walkable) -> list[bytes]:
         for _ in range(count):
             fastavro.schemaless_reader(file, schema.writer, schema.nothing)
             ends.append(file.tell())
-    except _BAD_BYTES as error:
+    except BAD_BYTES as error:
         raise Unreadable(f"record {len(ends) - 1} of a block: {type(error).__name__}") from error
     if ends[-1] != len(data):
         raise Unreadable(f"{len(data) - ends[-1]} bytes of a block belong to no record")
@@ -241,3 +249,11 @@ def _read_long(file: BinaryIO, first: bytes = b"") -> int:
         if byte[0] < 128:
             return (number >> 1) ^ -(number & 1)
     raise Unreadable("a number of more than 10 bytes")
+
+
+def header_of(schema: str) -> Header:
+    """A header, codec null, for records of this schema; its sync marker is a digest of the schema."""
+    meta = BytesIO()
+    fastavro.schemaless_writer(meta, _META, {"avro.codec": b"null", "avro.schema": schema.encode()})
+    sync = hashlib.blake2b(schema.encode(), digest_size=16).digest()
+    return Header(CONTAINER_MAGIC + meta.getvalue(), "null", sync, schema)

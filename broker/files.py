@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,40 +21,58 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from broker import job, session, sources, surveys
+from broker import job, registry, session, sources, surveys
 from broker import model as models
-from broker.archive import find_files, survey_of
+from broker.archive import ALERT_SUFFIXES, PACKED_SUFFIXES, find_files, schemas_beside, survey_of
+from broker.classify import Assignment
 from broker.config import Policy, Source
 from broker.errors import ArchiveError, LedgerError, UsageError
 from broker.ledger import LedgerRow
 from broker.outlets import native
+from broker.tables import SUFFIXES, Hints, Plan, is_table, look
 
 _log = logging.getLogger(__name__)
 
 TOPICS = ("classifications", "dead-letters", "ledger")
+FOUND = ALERT_SUFFIXES + PACKED_SUFFIXES + SUFFIXES
 MAX_ALERT_BYTES = 16_777_216
 NAMED_REJECTIONS = 20
 ROWS_PER_GROUP = 4096
 Records = Iterator[list[dict[str, Any]]]
 
 
-def classify_files(paths: list[Path], output: str, summary: Path | None, model: str, master: str) -> None:
+@dataclass
+class Group:
+    """Files of one survey, found under one argument; plans: of tables, empty for files of alerts."""
+
+    survey: str
+    root: Path
+    files: list[Path] = field(default_factory=list)
+    plans: dict[Path, Plan] = field(default_factory=dict)
+
+
+def classify_files(
+    paths: list[Path], output: str, summary: Path | None, model: str, master: str, hints: Hints | None = None
+) -> None:
     """Classify every alert of the files to `output`. One bad file is counted and named, the others are done.
 
-    Raises UsageError for wrong paths or an unknown output format, ArchiveError when nothing could be read.
+    hints: what the user says of light curves. Raises UsageError for wrong paths or an unknown output format,
+    ArchiveError when a file failed or nothing could be read, after everything else has been written.
     """
+    hints = hints or Hints()
+    hints.check()
     form = _format(output)
     models.load(models.find(model))  # a wrong model must not wait for Spark to be told
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="t2-broker-") as scratch:
         rows, errors = Path(scratch) / "rows", Path(scratch) / "errors"
         errors.mkdir()
-        groups = _by_survey(paths)
+        groups = _groups(paths, hints, errors)
         spark = session.start("t2-broker classify", master, "2g")
         try:
-            for (survey, root), files in groups.items():
-                name = f"{survey}-{len(list(rows.glob('*')))}"
-                _write(spark, _rows(spark, survey, files, root, model, errors / name), rows / name)
+            for number, group in enumerate(groups):
+                name = f"{group.survey}-{number}"
+                _write(spark, _rows(spark, group, model, errors / name), rows / name)
         finally:
             spark.stop()
         counts = _counts(rows)
@@ -73,31 +92,70 @@ def _format(output: str) -> str:
     return form
 
 
-def _by_survey(paths: list[Path]) -> dict[tuple[str, Path], list[Path]]:
-    """Files by survey and by the argument that they were found under. Of no survey: with the others, to be rejected."""
-    groups: dict[tuple[str, Path], list[Path]] = {}
+def _groups(paths: list[Path], hints: Hints, errors: Path) -> list[Group]:
+    """Files by what they hold. Alerts of no survey go with others', to be rejected; tables that fail are noted."""
+    groups: dict[tuple[str, Path, bool], Group] = {}
     homeless = []
+    beside, strange = schemas_beside(paths)
+    registry.learn(beside)
+    failed = [{"file": str(file), "error": f"{file}: {why}"} for file, why in strange]
     for path in paths:
         if not path.exists():
             raise UsageError(f"{path}: no such file or folder")
         root = path if path.is_dir() else path.parent
-        for file in find_files([path]):
-            survey = survey_of(file)
-            if survey is None:
-                homeless.append((root, file))
-            else:
-                groups.setdefault((survey, root), []).append(file)
+        for file in find_files([path], FOUND):
+            if not is_table(file):
+                if (survey := survey_of(file)) is None:
+                    homeless.append((root, file))
+                else:
+                    groups.setdefault((survey, root, False), Group(survey, root)).files.append(file)
+                continue
+            try:
+                plan = _look(file, file == path, hints)
+            except ArchiveError as error:
+                failed.append({"file": str(file), "error": str(error)})
+                continue
+            for survey in plan.surveys if plan else ():
+                assert plan is not None
+                groups.setdefault((survey, root, True), Group(survey, root)).plans[file] = plan
     for root, file in homeless:  # any survey's second reader says what they are
-        groups.setdefault(("ztf", root), []).append(file)
+        groups.setdefault(("ztf", root, False), Group("ztf", root)).files.append(file)
+    if failed:
+        (errors / "look").mkdir()
+        (errors / "look" / "part.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in failed))
     if not groups:
-        raise ArchiveError(f"{', '.join(map(str, paths))}: no files there")
-    return groups
+        told = "; ".join(entry["error"] for entry in failed) or "no files of alerts or light curves there"
+        raise ArchiveError(f"{', '.join(map(str, paths))}: {told}")
+    return list(groups.values())
 
 
-def _rows(spark: SparkSession, survey: str, files: list[Path], root: Path, model: str, errors: Path) -> DataFrame:
-    frames = sources.archive(spark, files, root, MAX_ALERT_BYTES, errors)
+def _look(file: Path, is_named: bool, hints: Hints) -> Plan | None:
+    """What a table holds; one that is neither alerts nor light curves is passed over where a folder was given."""
+    plan = look(file, hints)
+    if plan is None:
+        if is_named:
+            raise ArchiveError(
+                f"{file}: neither alerts of a survey nor light curves: no columns mjd and flux or mag; docs/files.md "
+                "has the names that are known"
+            )
+        Console(stderr=True, soft_wrap=True).print(
+            f"passed over: {file}: neither alerts nor light curves", markup=False, highlight=False
+        )
+    return plan
+
+
+def _rows(spark: SparkSession, group: Group, model: str, errors: Path) -> DataFrame:
+    assignment = _assignment(group.survey, model)
+    if group.plans:
+        alerts = sources.tables(spark, group.plans, group.survey, group.root, errors)
+        return job.build_from_alerts(alerts, assignment)
+    frames = sources.archive(spark, group.files, group.root, MAX_ALERT_BYTES, errors)
+    return job.build(frames, surveys.find(group.survey), assignment)
+
+
+def _assignment(survey: str, model: str) -> Assignment:
     defaults = Source.model_construct()
-    assignment = job.assignment(
+    return job.assignment(
         name="files",
         survey=survey,
         folder=models.find(model),
@@ -108,7 +166,6 @@ def _rows(spark: SparkSession, survey: str, files: list[Path], root: Path, model
         max_alert_bytes=MAX_ALERT_BYTES,
         max_dead_letter_bytes=2**30,
     )
-    return job.build(frames, surveys.find(survey), assignment)
 
 
 def _write(spark: SparkSession, rows: DataFrame, folder: Path) -> None:
@@ -267,5 +324,7 @@ def _tell(counts: Counter[str], rows: Path, errors: Path, summary: Path | None, 
             "alerts_per_second": round(total / seconds, 1),
         }
         summary.write_text(json.dumps(report, indent=2) + "\n")
+    if failed and total > by_status["rejected"].total():
+        raise ArchiveError(f"{len(failed)} of the files failed (named above); {total} alerts were answered and written")
     if total == by_status["rejected"].total():
         raise ArchiveError(f"nothing could be classified: {total} alerts rejected, {len(failed)} files failed")

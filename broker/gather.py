@@ -179,7 +179,9 @@ def _points(whole: Columns, table: Measurements, survey: Survey, settings: Setti
     if table.programid:
         usable &= ~columns.meets(table.programid, "outside", settings["programids"])
     detected = np.zeros(len(columns), np.bool_)
-    if table.kind != "forced":
+    if table.detected:
+        detected = columns.meets(table.detected, "true")
+    elif table.kind != "forced":
         detected = ~_misses_floor(columns, survey, settings)
     points = Points(
         alert.astype(np.int64, copy=False),

@@ -37,6 +37,11 @@ def build(frames: DataFrame, survey: Survey, assignment: Assignment, alone: Iter
     return before_hop(frames, survey, assignment, alone).mapInArrow(task(assignment), ROWS_DDL)
 
 
+def build_from_alerts(alerts: DataFrame, assignment: Assignment) -> DataFrame:
+    """Finished rows for alerts that came decoded (sources.tables): the same hop, behind the decoder."""
+    return alerts.mapInArrow(task(assignment), ROWS_DDL)
+
+
 def before_hop(frames: DataFrame, survey: Survey, assignment: Assignment, alone: Iterable[Gap] = ()) -> DataFrame:
     """What crosses to Python, one row per alert."""
     decoded = decode(frames, survey, registry.writers(survey.name)).withColumn("alone", _within(alone))

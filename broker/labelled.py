@@ -80,7 +80,7 @@ def read(folder: Path, options: Options, known_zero_points: Mapping[str, float])
     rows = rows_of(meta["object_id"], table["object_id"], folder)
     n_strange = int((rows < 0).sum())
     table, rows = table[rows >= 0].reset_index(drop=True), rows[rows >= 0]
-    letters = options.bands or _system(table)
+    letters = options.bands or system_of(set(table["passband"].astype(str).unique()))
     by_instrument = "instrument" in table and options.bands is None
     band = _codes(table, table["instrument"] if by_instrument else letters, options.band_of)
     notes = [f"classes from column {label_column}", f"flux 1 is AB magnitude {zero_point:g} ({why})"]
@@ -194,9 +194,8 @@ def _by_readme(path: Path) -> tuple[float, str] | None:
     return None
 
 
-def _system(table: pd.DataFrame) -> str:
+def system_of(letters: set[str]) -> str:
     """Survey whose letters these are: ugrizy LSST's, gri at most ZTF's, griz DES's, with u SDSS's."""
-    letters = set(table["passband"].astype(str).unique())
     if letters & {"y", "Y"}:
         return "lsst"
     if letters <= {"g", "r", "i"}:

@@ -1,18 +1,30 @@
-"""New writer schemas while the job runs: asked for ahead of time, in a thread, never in the way of the known ones."""
+"""New writer schemas while the job runs: asked for ahead of time, in a thread, never in the way of the known ones.
+
+Alerts that came before their schema lie among the dead letters (schema_unavailable), and are put back by themselves
+once it is known.
+"""
 
 from __future__ import annotations
 
 import logging
+import subprocess
+import sys
+import threading
 import time
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
+from datetime import UTC, datetime
 
-from broker.errors import SchemaError
+from broker.config import Config, kafka_options
+from broker.deadletter import Selection, read_letters
+from broker.errors import BrokerError, SchemaError
 from broker.registry import Writer, by_id, learn
-from broker.registry_client import RegistryClient, RegistryError
+from broker.registry_client import RegistryClient, RegistryError, cached
+from broker.wire import schema_id_of
 
 _log = logging.getLogger(__name__)
 
+WAITING = "schema_unavailable"
 SHORTEST_WAIT_S = 2.0  # between two questions, however many alerts wait
 
 
@@ -23,27 +35,27 @@ class Learner:
     2, 4, 8 ... seconds, at most refresh_s.
     """
 
-    def __init__(self, client: RegistryClient, refresh_s: float) -> None:
-        self._client, self._refresh_s = client, refresh_s
-        self._missing: set[int] = set()  # ids that alerts came with and that nobody knows
+    def __init__(self, config: Config) -> None:
+        self._config, self._refresh_s = config, config.registry.refresh_s
+        self._client = RegistryClient(config.registry)
+        self._since_ms: int | None = None  # when the oldest batch with an alert that waits was planned
         self._answer: Future[list[Writer]] | None = None
         self._due = 0.0
         self._failures = 0
 
     def begin(self) -> None:
         """Know the cache, and ask once; a registry that does not answer is no reason not to start."""
-        learn(self._client.cached())
+        learn(cached(self._config.registry))
         try:
             self._take_in(self._ask())
         except RegistryError as error:
             self._failed(error)
 
-    def miss(self, ids: Iterable[int]) -> None:
-        """Ask soon for these too: alerts wait for them."""
-        new = {schema_id for schema_id in ids if by_id(schema_id) is None} - self._missing
-        if new:
-            self._missing |= new
-            self._due = min(self._due, time.monotonic())
+    def wait_for(self, since_ms: int) -> None:
+        """Alerts of a batch planned at this time (ms since 1970) have no schema: ask soon."""
+        self._since_ms = since_ms if self._since_ms is None else min(self._since_ms, since_ms)
+        if not self._failures:
+            self._due = min(self._due, time.monotonic() + SHORTEST_WAIT_S)
 
     def look(self, pool: ThreadPoolExecutor) -> tuple[Writer, ...]:
         """Never waits. Writer schemas that are new since the last look; asks again when it is time."""
@@ -53,6 +65,8 @@ class Learner:
                 return self._take_in(answer.result())
             except RegistryError as error:
                 self._failed(error)
+            except BrokerError as error:  # the dead letters can't be read now
+                self._failed(RegistryError(str(error)))
         if self._answer is None and time.monotonic() >= self._due:
             self._answer = pool.submit(self._ask)
         return ()
@@ -60,22 +74,35 @@ class Learner:
     def _ask(self) -> list[Writer]:
         found = self._client.ask_subjects()
         told = {writer.schema_id for writer in found}
-        for schema_id in sorted(self._missing - told):
+        for schema_id in sorted(self._missing() - told):
             try:
                 found.append(self._client.fetch(schema_id))
             except SchemaError as error:
                 _log.warning("alerts wait for a schema that is none of ours: %s", error)
+            except RegistryError as error:
+                if not found:
+                    raise
+                _log.warning("%s", error)
         return found
+
+    def _missing(self) -> set[int]:
+        """Ids that alerts came with and that nobody knows."""
+        if self._since_ms is None:
+            return set()
+        config = self._config
+        selection = Selection(reason=WAITING, since=datetime.fromtimestamp(self._since_ms / 1000, UTC))
+        letters = read_letters(kafka_options(config), config.output.dead_letters, selection)
+        ids = {schema_id_of(letter.value or b"") for letter in letters}
+        return {schema_id for schema_id in ids if schema_id is not None and by_id(schema_id) is None}
 
     def _take_in(self, found: list[Writer]) -> tuple[Writer, ...]:
         if self._failures:
             _log.info("the registry %s answers again", self._client.url)
         self._failures = 0
         fresh = learn(found)
-        self._missing = {schema_id for schema_id in self._missing if by_id(schema_id) is None}
         self._due = time.monotonic() + self._refresh_s
         if fresh:
-            _log.info("learnt from the registry: schema %s", ", ".join(writer.label for writer in fresh))
+            _log.info("learnt from the registry: schema %s", _names(fresh))
         return fresh
 
     def _failed(self, error: RegistryError) -> None:
@@ -84,3 +111,35 @@ class Learner:
         self._due = time.monotonic() + wait_s
         if self._failures == 1:
             _log.warning("%s; known schemas are not concerned; asked again in %g s, then less often", error, wait_s)
+
+
+def put_back(config: Config, fresh: Iterable[Writer], stopping: threading.Event) -> None:
+    """Have the alerts that waited for these schemas answered, in their order, by `broker dead-letters replay`.
+
+    In a process of its own: what kills its reader must not kill the job. One that is broken off can be done again.
+    """
+    command = [sys.executable, "-P", "-m", "broker", "dead-letters", "replay", "--config", str(config.file.absolute())]
+    for writer in fresh:
+        process = subprocess.Popen(
+            [*command, "--reason", WAITING, "--schema", writer.label],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        while process.poll() is None:
+            try:
+                process.wait(0.2)
+            except subprocess.TimeoutExpired:
+                if stopping.is_set():
+                    process.terminate()
+        said = " ".join((process.stdout.read() if process.stdout else "").split())
+        if process.returncode == 0:
+            _log.info("alerts that waited for schema %s: %s", writer.label, said)
+        elif not stopping.is_set():
+            again = f"`broker dead-letters replay --config {config.file} --reason {WAITING}`"
+            _log.warning("alerts that wait for schema %s were not put back: %s; %s does it", writer.label, said, again)
+
+
+def _names(writers: Iterable[Writer]) -> str:
+    return ", ".join(writer.label for writer in writers)

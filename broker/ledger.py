@@ -23,9 +23,10 @@ Run = tuple[int, int]  # first and last offset, both included
 
 def runs(offsets: npt.NDArray[np.int64]) -> list[Run]:
     """Runs of consecutive offsets, ascending; order and repeats in `offsets` (n,) don't matter."""
-    found = np.unique(np.asarray(offsets, dtype=np.int64))
+    found = np.sort(np.asarray(offsets, dtype=np.int64), kind="stable")  # np.unique hashes: 1.2 us an offset
     if not found.size:
         return []
+    found = found[np.concatenate(([True], found[1:] != found[:-1]))]
     breaks = np.flatnonzero(np.diff(found) != 1)
     firsts = found[np.concatenate(([0], breaks + 1))]
     lasts = found[np.concatenate((breaks, [found.size - 1]))]

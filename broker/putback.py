@@ -28,7 +28,6 @@ from broker.learning import Learner
 from broker.outlets import HEADERS_TYPE
 from broker.outlets.dead_letter import ANSWERS
 from broker.reconcile import place_of
-from broker.registry_client import RegistryClient
 from broker.replay import replay
 from broker.topics import check_topics
 from broker.verdict import REJECTED
@@ -74,7 +73,7 @@ def put_back(config: Config, selection: Selection, dry_run: bool = False, tell: 
             if selection.source in (None, source.name):
                 stack.enter_context(_alone_on(source.checkpoint))
         if config.registry.url:
-            Learner(RegistryClient(config.registry), config.registry.refresh_s).begin()
+            Learner(config).begin()
         newest = _newest(letters(config, selection), done)
         if not newest:
             return done

@@ -18,7 +18,7 @@ def survey_of_value(value: bytes) -> str | None:
             container.walkable(header.schema)
         except container.Unreadable:
             return None
-        return _survey_of_schema(json.loads(header.schema))
+        return survey_of_schema(json.loads(header.schema))
     schema_id = schema_id_of(value)
     if schema_id is not None and (known := registry.by_id(schema_id)):
         return known[0]
@@ -29,7 +29,7 @@ def survey_of_value(value: bytes) -> str | None:
     return None
 
 
-def _survey_of_schema(schema: registry.Schema) -> str | None:
+def survey_of_schema(schema: registry.Schema) -> str | None:
     """The survey that a schema's name begins with, or whose essential fields it has (an alert that Spark re-wrote)."""
     name = str(schema.get("name", ""))
     first = (name if "." in name else str(schema.get("namespace", ""))).split(".")[0]

@@ -33,6 +33,25 @@ class RegistryError(BrokerError):
     """A registry that does not give what it was asked for, which may be different a little later."""
 
 
+def cache_of(lookup: Lookup) -> Path:
+    """Where the schemas of a registry are kept: an id means another schema in another registry."""
+    cache = lookup.cache or cache_folder() / "schemas"
+    return cache / hashlib.sha256((lookup.url or "").encode()).hexdigest()[:12]
+
+
+def cached(lookup: Lookup) -> list[Writer]:
+    """Everything that is kept of a registry. A damaged file is left out, and fetched again once it is needed."""
+    found = []
+    for path in sorted(cache_of(lookup).glob("*.avsc")) if lookup.url else ():
+        if not path.stem.isdecimal():
+            continue
+        try:
+            found.append(_writer(int(path.stem), path.read_text()))
+        except (OSError, UnicodeDecodeError, SchemaError) as error:
+            _log.warning("%s in the cache of schemas is left out: %s", path.name, error)
+    return found
+
+
 class RegistryClient:
     """One registry and its cache. The registry is asked only for what neither the package nor the cache holds."""
 
@@ -41,25 +60,11 @@ class RegistryClient:
         if lookup.url is None:
             raise RegistryError("no registry is configured: give its address as 'url' in [registry]")
         self.url, self._subjects = lookup.url, lookup.subjects
-        # An id means another schema in another registry.
-        cache = lookup.cache or cache_folder() / "schemas"
-        self.folder = cache / hashlib.sha256(lookup.url.encode()).hexdigest()[:12]
+        self.folder = cache_of(lookup)
         settings = {"url": lookup.url, "timeout": lookup.timeout_s, "max.retries": 0}  # the caller comes again anyway
         self._client = SchemaRegistryClient(settings)
         self._seen: set[tuple[str, int]] = set()  # subjects and versions
         self._left_out: set[tuple[str, int]] = set()
-
-    def cached(self) -> list[Writer]:
-        """Everything on disk. A file that is damaged is left out, and fetched again once it is needed."""
-        found = []
-        for path in sorted(self.folder.glob("*.avsc")):
-            if not path.stem.isdecimal():
-                continue
-            try:
-                found.append(_writer(int(path.stem), path.read_text()))
-            except (OSError, UnicodeDecodeError, SchemaError) as error:
-                _log.warning("%s in the cache of schemas is left out: %s", path.name, error)
-        return found
 
     def fetch(self, schema_id: int) -> Writer:
         """One writer schema by its id: packaged, cached, or from the registry, which puts it into the cache.

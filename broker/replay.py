@@ -4,13 +4,14 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, field
+from typing import Protocol, TypeVar
 
 from confluent_kafka import KafkaError as Fault
 from confluent_kafka import KafkaException, Message, Producer
 
 from broker.errors import ConfigError, KafkaError
+from broker.pace import pace_of
 from broker.signals import heard
 from broker.topics import check_topics, reason, require_topics, wait_for_kafka
 
@@ -38,6 +39,13 @@ class Alert(Protocol):
     def offset(self) -> int: ...
 
 
+Sent = TypeVar("Sent", bound=Alert)
+
+
+class _Note(Protocol):
+    def write(self, n: int, last: str, at_once: bool = False) -> None: ...
+
+
 @dataclass(frozen=True)
 class Replayed:
     """Alerts acknowledged by Kafka, their bytes, and the time it took; `last` is the alert sent last.
@@ -53,33 +61,39 @@ class Replayed:
 
 
 def replay(
-    frames: Iterable[Alert],
+    frames: Iterable[Sent],
     options: Mapping[str, str] | str,
     topic: str,
     rate: float | None = None,
     progress: Callable[[int, int], None] | None = None,
+    *,
+    due: Callable[[int, Sent], float] | None = None,
+    note: _Note | None = None,
+    n_before: int = 0,
 ) -> Replayed:
     """Send every frame to an existing topic, and return once all are acknowledged.
 
     options: librdkafka's settings, or just HOST:PORT. rate: alerts per second, None as fast as Kafka takes them.
     progress: called with (alerts, bytes) acknowledged, a few times a second and at the end. An alert without a key goes
-    to any partition, as in the archive's own night. Raises KafkaError when the topic is missing or alerts are refused.
+    to any partition, as in the archive's own night. due: in place of a rate, when each is due (see `pace`). note: is
+    told how many alerts are on the topic without a gap, and n_before, those that an earlier replay sent.
+    Raises KafkaError when the topic is missing or alerts are refused.
     """
-    if rate is not None and not 0 < rate < float("inf"):
-        raise ConfigError(
-            f"rate {rate!r}: alerts per second, more than 0; leave it out to go as fast as Kafka takes them"
-        )
+    if rate is not None:
+        pace_of(rate, None, None)  # refuses what is no rate
+        per_s = rate
+        due = due or (lambda number, _: number / per_s)
     settings = {"bootstrap.servers": options} if isinstance(options, str) else dict(options)
     wait_for_kafka(settings, _WAIT_S)
     require_topics(settings, [topic])
-    sender = _Sender(settings, topic, _limit(settings, topic), progress)
+    sender = _Sender(settings, topic, _limit(settings, topic), progress, _Acknowledged(note, n_before))
     interrupted = threading.Event()
     start = time.monotonic()
     # An exception out of a delivery callback comes back from librdkafka's poll as a SystemError: no KeyboardInterrupt.
     with heard(lambda _: interrupted.set(), signal.SIGINT):
         for n_sent, frame in enumerate(frames):
-            if rate is not None:
-                sender.wait_until(start + n_sent / rate, interrupted)
+            if due is not None:
+                sender.wait_until(start + due(n_sent, frame), interrupted)
             if interrupted.is_set():
                 break
             sender.send(frame)
@@ -97,12 +111,39 @@ def _limit(options: Mapping[str, str], topic: str) -> int | None:
         return None
 
 
+@dataclass
+class _Acknowledged:
+    """How many alerts are on the topic without a gap: partitions acknowledge in no common order."""
+
+    note: _Note | None
+    n: int
+    _ahead: dict[int, str] = field(default_factory=dict)
+
+    def add(self, number: int, place: str) -> None:
+        """The alert with this number, from 0 and with those of earlier replays, is on the topic."""
+        if self.note is None:
+            return
+        self._ahead[number] = place
+        last = ""
+        while self.n in self._ahead:
+            last = self._ahead.pop(self.n)
+            self.n += 1
+        if last:
+            self.note.write(self.n, last)
+
+
 class _Sender:
     """A producer with its acknowledgements counted."""
 
     def __init__(
-        self, options: Mapping[str, str], topic: str, limit: int | None, progress: Callable[[int, int], None] | None
+        self,
+        options: Mapping[str, str],
+        topic: str,
+        limit: int | None,
+        progress: Callable[[int, int], None] | None,
+        acknowledged: _Acknowledged,
     ) -> None:
+        self._acknowledged, self._number = acknowledged, acknowledged.n
         self.n = self.n_bytes = self.n_failed = 0
         self.last = ""
         self._first_failure = ""
@@ -136,12 +177,14 @@ class _Sender:
     def send(self, frame: Alert) -> None:
         """Queue one alert; waits while the queue is full, which is how a slow cluster slows the reading down."""
         place = f"{frame.topic}:{frame.offset}"
-        size = len(frame.value or b"")
+        size, number = len(frame.value or b""), self._number
+        self._number += 1
 
         def count(fault: Fault | None, _: Message) -> None:
             if fault is None:
                 self.n += 1
                 self.n_bytes += size
+                self._acknowledged.add(number, place)
             else:
                 self._fail(place, size, fault)
 
@@ -169,6 +212,8 @@ class _Sender:
         """Wait for all acknowledgements. Raises KafkaError if an alert was refused or stays unanswered."""
         unanswered = self._producer.flush(_FLUSH_TIMEOUT_S)
         self._tell(at_once=True)
+        if self._acknowledged.note is not None and self.last:
+            self._acknowledged.note.write(self._acknowledged.n, self.last, at_once=True)
         if unanswered:
             self.n_failed += unanswered
             self._first_failure = self._first_failure or f"no answer within {_FLUSH_TIMEOUT_S:g} s"

@@ -28,17 +28,16 @@ from broker.errors import BrokerError, ConfigError, KafkaError, RejectionError
 from broker.health import Health
 from broker.imprint import imprint, take_over
 from broker.java import java
-from broker.learning import Learner
+from broker.learning import WAITING, Learner, put_back
 from broker.ledger import Balance, Gap, Span, compare, log_line
 from broker.ledger_topic import ROWS_KEPT_MS, LedgerTopic
 from broker.leftovers import Notes, count_partitions, find_written
 from broker.lock import Lock
 from broker.outlets import filters
-from broker.registry_client import RegistryClient
 from broker.rejections import Rejections, recent
 from broker.signals import heard
 from broker.stream import Stream
-from broker.supervise import Budget, Fault, judge
+from broker.supervise import Budget, Fault, Seldom, judge
 from broker.topics import answers, check_topics, find_cluster, find_holes, find_missing, require_topics, wait_for_kafka
 
 _log = logging.getLogger(__name__)
@@ -61,8 +60,7 @@ class Service:
         self._outputs = (config.output.classifications, config.output.dead_letters, *further)
         self._health = Health(config.service.health_file)
         self._was_asked = False
-        lookup = config.registry
-        self._learner = Learner(RegistryClient(lookup), lookup.refresh_s) if lookup.url else None
+        self._learner = Learner(config) if config.registry.url else None
 
     def run(self) -> Counter[str]:
         """Runs until stopped (or done); verdicts by "status/reason". Raises BrokerError where something failed."""
@@ -203,8 +201,9 @@ class Service:
         while not self.stopping.wait(POLL_S):
             for stream in streams:
                 self._turn(spark, pool, stream, ledger)
-            if self._learner and self._learner.look(pool):
+            if self._learner and (fresh := self._learner.look(pool)):
                 self._take_up(spark, pool, streams, ledger)
+                pool.submit(put_back, self.config, fresh, self.stopping)
             self._health.tell()
             if self.once and all(stream.health.state == "done" for stream in streams):
                 break
@@ -310,14 +309,13 @@ class Service:
 
     def _is_kafka_back(self, stream: Stream) -> bool:
         """Waits for Kafka; False where the job is to end first. Raises BrokerError once it has waited too long."""
-        since = told = time.monotonic()
+        since, seldom = time.monotonic(), Seldom(60.0)
         while (reason := answers(self._kafka)) is not None:
             now, limit_s = time.monotonic(), self.config.service.kafka_away_s
             if now - since > limit_s:
                 raise BrokerError(f"source {stream.name!r}: Kafka has been away for {limit_s:g} s: {reason}")
-            if now - told > 60 or told == since:
+            if seldom("away"):
                 _log.warning("%s: waits for Kafka, for %.0f s now: %s", stream.name, now - since, reason)
-                told = now
             if self.stopping.wait(1.0):
                 return False
         return not self.stopping.is_set()
@@ -337,6 +335,8 @@ class Service:
             for one in late:
                 balance = self._balance(stream, one.batch, one.spans, ledger)
                 self.answered.update(balance.counts)
+                if self._learner and balance.counts.get(f"rejected/{WAITING}"):
+                    self._learner.wait_for(one.planned_at_ms)
                 durations, lag = stream.report(one.batch)
                 health.batch, health.committed_at, health.lag = one.batch, datetime.now(UTC).isoformat(), lag
                 _log.info("%s", log_line(stream.name, one.batch, balance, durations, lag))

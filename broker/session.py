@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import sys
@@ -37,6 +38,7 @@ NO_FAST_READER = "-Dorg.apache.avro.fastread=false"
 def start(name: str, master: str, driver_memory: str, extra: Mapping[str, str] | None = None) -> SparkSession:
     """A session with the connectors and the decoder's limits. Raises JavaError, UsageError."""
     java()
+    logging.getLogger("py4j").setLevel(logging.CRITICAL)  # a stack trace for what comes as an exception anyway
     os.environ["PYTHONSAFEPATH"] = "1"  # a folder `broker` where the job was started must not stand in for the package
     os.environ.setdefault("PYSPARK_PYTHON", sys.executable)  # else workers take whatever python3 is first in PATH
     os.environ.setdefault("PYSPARK_DRIVER_PYTHON", sys.executable)

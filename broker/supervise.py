@@ -72,6 +72,21 @@ class Budget:
         return f"{len(self._spent)} of {self._restarts} within {self._window_s:g} s"
 
 
+class Seldom:
+    """Whether something may be told: once in `every_s` seconds for each key."""
+
+    def __init__(self, every_s: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._every_s, self._clock = every_s, clock
+        self._told: dict[object, float] = {}
+
+    def __call__(self, key: object) -> bool:
+        now = self._clock()
+        if now - self._told.get(key, float("-inf")) < self._every_s:
+            return False
+        self._told[key] = now
+        return True
+
+
 def _cause(text: str, sign: str = "") -> str:
     """The telling line of Spark's long exception texts."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]

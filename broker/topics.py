@@ -21,12 +21,12 @@ from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_aft
 
 from broker.errors import ConfigError, KafkaError
 from broker.ledger import Gap
+from broker.supervise import Seldom
 
 _log = logging.getLogger(__name__)
 
 TIMEOUT_S = 30.0
-TOLD_EVERY_S = 60.0
-_told: dict[int, float] = {}  # when a fault of this code was last told
+_seldom = Seldom(60.0)  # faults as warnings (30), else debug (10): while Kafka is away there are ten a second
 _NO_LEADER_YET = (Fault.NOT_LEADER_FOR_PARTITION, Fault.LEADER_NOT_AVAILABLE)
 
 
@@ -220,7 +220,7 @@ def open_consumer(options: Mapping[str, str], reset: str = "error") -> Consumer:
         "enable.auto.commit": False,
         "enable.partition.eof": True,
         "auto.offset.reset": reset,
-        "error_cb": _tell,
+        "error_cb": lambda fault: _log.log(30 if _seldom(fault.code()) else 10, "Kafka: %s", fault.str()),
     }
     try:
         return Consumer(settings)
@@ -310,14 +310,6 @@ def _reach_out(options: Mapping[str, str], timeout_s: float) -> None:
                     f"{refused[0].str()}; check the two environment variables and sasl.mechanism in [kafka]"
                 ) from error
             raise _NotYetError(faults[0].str() if faults else reason(error)) from error
-
-
-def _tell(fault: Fault) -> None:
-    """A line for each kind of fault, a minute apart: while Kafka is away librdkafka tells of ten attempts a second."""
-    now = time.monotonic()
-    if now - _told.get(fault.code(), float("-inf")) >= TOLD_EVERY_S:
-        _told[fault.code()] = now
-        _log.warning("Kafka: %s", fault.str())
 
 
 def _admin(options: Mapping[str, Any]) -> AdminClient:

@@ -16,9 +16,9 @@ import generate
 import pyarrow.parquet as pq
 import pytest
 import reference
-from samples import ALERTS, whole
+from samples import ALERTS, SCHEMAS, whole
 
-from broker.archive import Frame, find_files, read_frames, survey_of
+from broker.archive import Frame, find_files, read_frames, schemas_beside, survey_of
 from broker.errors import ArchiveError
 
 LIMIT = 1_000_000
@@ -319,6 +319,28 @@ def test_the_survey_is_found_in_the_content(tmp_path: Path) -> None:
     assert survey_of(tmp_path / "gone.avro") is None
 
 
+# --- schemas beside the alerts ------------------------------------------------------------------------------------
+
+
+def test_schemas_beside_the_alerts_are_found_and_what_is_none_is_named(tmp_path: Path) -> None:
+    text = (SCHEMAS / "lsst" / "1101.avsc").read_text()
+    written(tmp_path / "a" / "1201.json", json.dumps({"schema": text}).encode())
+    written(tmp_path / "1202.avsc", text.encode())
+    written(tmp_path / "1101.json", text.encode())  # the package knows that id
+    written(tmp_path / "77.avsc", b'{"type": "record", "name": "x", "fields": []}')  # no survey's
+    written(tmp_path / "notes.json", b"<html>")
+    broken = {"1.json": b"<html>", "2.json": b"\xff", "3.avsc": b'{"type": "recor"}', "4.avsc": b"[" * 100_000}
+    for name, data in broken.items():
+        written(tmp_path / name, data)
+    found, failed = schemas_beside([tmp_path, tmp_path / "1202.avsc"])
+    assert sorted((writer.schema_id or 0, writer.label) for writer in found) == [
+        (1101, "1101"), (1201, "1201"), (1202, "1202"),
+    ]  # fmt: skip
+    assert {json.dumps(writer.schema) for writer in found} == {json.dumps(json.loads(text))}
+    assert sorted(path.name for path, _ in failed) == sorted(broken)
+    assert all("is no Avro schema" in why for _, why in failed)
+
+
 # --- through Spark ------------------------------------------------------------------------------------------------
 
 # In a process of its own: the JVM stays as long as its process, with the options that it was started with.
@@ -326,7 +348,7 @@ QUERY = """
 import os, sys
 import pyarrow.parquet as pq
 from pyspark.sql import SparkSession
-from broker.archive import Archive
+from broker.file_source import Archive
 from broker.java import java
 java()
 os.environ["PYSPARK_PYTHON"] = sys.executable

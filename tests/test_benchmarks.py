@@ -17,7 +17,7 @@ from broker.embedded import EmbeddedKafka
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))  # last: `broker` stays the installed package
 
-from benchmarks import alerts, audit, baselines, faults_table, limits, machine, throughput
+from benchmarks import alerts, archive, audit, baselines, faults_table, limits, machine, throughput
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -172,3 +172,12 @@ def test_the_faults_of_the_docs_are_those_of_the_result_files() -> None:
     runs = faults_table.read(faults_table.RESULTS)
     assert faults_table.table(runs) in faults_table.PAGE.read_text()
     assert [run for run in runs if run["lost"] or run["duplicates"] or run["audit"]] == []
+
+
+def test_a_night_of_the_benchmark_is_read_by_all(tmp_path: Path) -> None:
+    archive.write_night(tmp_path / "night.tar.gz", 900)
+    assert archive.baseline(tmp_path / "night.tar.gz")["n"] == 900
+    assert archive.gunzip(tmp_path / "night.tar.gz")["cpu_s"] > 0
+    found = archive.memory(tmp_path / "night.tar.gz")
+    assert len(found["at_mb"]) == len(found["resident_mb"]) >= archive.MARKS
+    assert found["at_mb"] == sorted(found["at_mb"])

@@ -71,7 +71,7 @@ def test_the_batch_under_way_is_committed_and_no_other_planned(kafka: EmbeddedKa
         assert "500 alerts answered" in job.text
         assert "Traceback" not in job.text
         job.assert_nothing_left()
-    last = broker("run", "--config", job.config, "--once", timeout_s=120)
+    last = broker("run", "--config", job.config, "--once", timeout_s=240)
     assert last.returncode == 0, last.stderr
     outcome = read_outcome(kafka.bootstrap_servers, job.names)
     assert outcome.repeats() == {1: 550}
@@ -89,7 +89,7 @@ def test_a_second_signal_is_obeyed_at_once(kafka: EmbeddedKafka, tmp_path: Path)
         assert "asked a second time to end: leaving at once" in job.text
         assert newest(job.folder) == (0, -1)
         job.assert_nothing_left()
-    last = broker("run", "--config", job.config, "--once", timeout_s=120)
+    last = broker("run", "--config", job.config, "--once", timeout_s=240)
     assert last.returncode == 0, last.stderr
     assert read_outcome(kafka.bootstrap_servers, job.names).repeats() == {1: 550}
     audit = broker("audit", "--config", job.config)

@@ -16,10 +16,9 @@ from running import Alert, Place, Running, broker, read_outcome, send, topics_of
 from samples import SCHEMAS, whole
 
 from broker import registry
+from broker.config import load
 from broker.embedded import EmbeddedKafka, free_port
 from broker.learning import Learner
-from broker.lookup import Lookup
-from broker.registry_client import RegistryClient
 from broker.wire import FRAME_BYTES, frame
 
 BASE = 1000
@@ -54,10 +53,10 @@ def known() -> Iterator[None]:
     registry._learnt.clear()
 
 
-def learner(port: int, folder: Path, refresh_s: float = 2.0) -> Learner:
-    url = f"http://127.0.0.1:{port}/apis/ccompat/v7"
-    lookup = Lookup(url=url, subjects=(SUBJECT,), cache=folder, refresh_s=refresh_s, timeout_s=5.0)
-    return Learner(RegistryClient(lookup), refresh_s)
+def learner(port: int, folder: Path) -> Learner:
+    rest = f'[registry]\nurl = "http://127.0.0.1:{port}/apis/ccompat/v7"\nsubjects = ["{SUBJECT}"]\nrefresh_s = 2.0'
+    source = {"name": "night", "survey": "lsst", "topics": ["nowhere"]}
+    return Learner(load(write_config(folder, "127.0.0.1:9", [source], rest=f'{rest}\ncache = "schemas"')))
 
 
 @pytest.mark.usefixtures("known")
@@ -126,6 +125,39 @@ def test_a_new_schema_is_taken_up_between_two_batches(kafka: EmbeddedKafka, tmp_
     assert {v.pop("alert_schema") for v in old + again} == {str(BASE)}
     assert {v.pop("alert_schema") for v in new} == {str(BASE + 2)}
     assert old == new == again
+    audit = broker("audit", "--config", config, timeout_s=120)
+    assert audit.returncode == 0, audit.stdout + audit.stderr
+
+
+def test_alerts_that_come_before_their_schema_wait(kafka: EmbeddedKafka, tmp_path: Path) -> None:
+    """They are dead letters at first, and put back by themselves: the audit sees each answered once."""
+    names, servers, n = topics_of("waiting"), kafka.bootstrap_servers, len(ALERTS)
+    kafka.create_topics({"waiting-in": 2})
+    with RegistryServer() as server:
+        rest = f'[registry]\nurl = "{server.url}"\nrefresh_s = 2.0\ncache = "schemas"'  # no subject: ids alone
+        source = {"name": "night", "survey": "lsst", "topics": ["waiting-in"]}
+        config = write_config(tmp_path, servers, [source], names | {"create_topics": True}, rest)
+        send(kafka, "waiting-in", [Alert(a) for data in ALERTS for a in (data, as_successor(data, 3))], 2)
+        with Running(tmp_path / "log", "run", "--config", config) as job:
+            job.wait_for("schema_unavailable")
+            job.wait_for("has no schema 1003 (now)")
+            waiting = broker("audit", "--config", config, timeout_s=120)
+            assert "schema_unavailable" in waiting.stdout or "waiting" in waiting.stdout
+            server.put(SUBJECT, {BASE + 3: successor(3)})
+            job.wait_for("alerts that waited for schema 1003: ", count=1)
+            job.process.terminate()
+            assert job.end(60) == 0, job.text
+        assert f"{n} answered now" in job.text
+        assert "Traceback" not in job.text
+    outcome = read_outcome(servers, names)
+    assert outcome.repeats() == {1: n, 2: n}  # 2: the letter, and the classification that answers it
+    assert {len(found) for found in outcome.classifications.values()} == {1}
+    read = {place: verdict(found[0]) for place, found in outcome.classifications.items()}
+    old = [v for p, v in sorted(read.items(), key=lambda x: x[0].offset) if p.partition == 0]
+    new = [v for p, v in sorted(read.items(), key=lambda x: x[0].offset) if p.partition == 1]
+    assert {v.pop("alert_schema") for v in old} == {str(BASE)}
+    assert {v.pop("alert_schema") for v in new} == {str(BASE + 3)}
+    assert old == new
     audit = broker("audit", "--config", config, timeout_s=120)
     assert audit.returncode == 0, audit.stdout + audit.stderr
 

@@ -16,7 +16,7 @@ from samples import SCHEMAS
 from broker import registry
 from broker.errors import SchemaError
 from broker.lookup import Lookup
-from broker.registry_client import RegistryClient, RegistryError
+from broker.registry_client import RegistryClient, RegistryError, cached
 
 NEWEST = (SCHEMAS / "lsst" / "1101.avsc").read_text()
 SUBJECT = "alert-packet"
@@ -30,6 +30,10 @@ def server() -> Iterator[RegistryServer]:
 
 def client(url: str, folder: Path, *subjects: str, timeout_s: float = 5.0) -> RegistryClient:
     return RegistryClient(Lookup(url=url, subjects=subjects, cache=folder, timeout_s=timeout_s))
+
+
+def kept(url: str, folder: Path) -> list[registry.Writer]:
+    return cached(Lookup(url=url, cache=folder))
 
 
 def successor(number: int, text: str = NEWEST) -> str:
@@ -66,7 +70,7 @@ def test_versions_of_a_subject_are_learnt_as_they_come(server: RegistryServer, t
     server.empty("growing")
     with pytest.raises(RegistryError, match="has no versions"):
         asking.ask_subjects()
-    assert {writer.text for writer in client(server.url, tmp_path).cached()} == {first.text, second.text}
+    assert {writer.text for writer in kept(server.url, tmp_path)} == {first.text, second.text}
 
 
 def test_by_id_from_package_cache_and_registry(server: RegistryServer, tmp_path: Path) -> None:
@@ -92,10 +96,10 @@ def test_a_damaged_cache_is_fetched_again(
     path = asking.folder / "1701.avsc"
     for damage in (path.read_bytes()[:500], b"", b"\xff\xfe", b"[1]"):
         path.write_bytes(damage)
-        assert asking.cached() == []
+        assert kept(server.url, tmp_path) == []
         again = client(server.url, tmp_path)
         assert again.fetch(1701) == fetched
-        assert again.cached() == [fetched]
+        assert kept(server.url, tmp_path) == [fetched]
     assert "left out" in caplog.text
     assert "fetched again" in caplog.text
 
@@ -165,7 +169,7 @@ def test_every_way_to_fail_is_told(tmp_path: Path, status: int, body: bytes, wor
             asking.fetch(1999)
         with pytest.raises(RegistryError):
             asking.ask_subjects()
-    assert asking.cached() == []
+    assert kept(url, tmp_path) == []
 
 
 def test_a_slow_registry_is_left_after_its_time(tmp_path: Path) -> None:

@@ -2,13 +2,17 @@
 
 import os
 import signal
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
-from confluent_kafka import Consumer, Message, TopicPartition
+from confluent_kafka import Consumer, Message, Producer, TopicPartition
+from running import BROKER, broker
+from samples import ALERTS, whole
 
 from broker.embedded import EmbeddedKafka, free_port
 from broker.errors import ConfigError, KafkaError
@@ -25,13 +29,14 @@ class Frame:
     offset: int = 0
 
 
-def read(kafka: EmbeddedKafka, topic: str, n: int) -> list[Message]:
+def read(kafka: EmbeddedKafka, topic: str, n: int, partition: int = 0) -> list[Message]:
     consumer = Consumer(
         {"bootstrap.servers": kafka.bootstrap_servers, "group.id": "test", "fetch.message.max.bytes": 20_000_000}
     )
     try:
-        consumer.assign([TopicPartition(topic, partition, 0) for partition in (0,)])
-        messages = consumer.consume(n, timeout=30)
+        consumer.assign([TopicPartition(topic, partition, 0)])
+        n_held = consumer.get_watermark_offsets(TopicPartition(topic, partition), timeout=30)[1]
+        messages = consumer.consume(min(n, n_held), timeout=30) if n_held else []
     finally:
         consumer.close()
     assert all(message.error() is None for message in messages)
@@ -125,11 +130,15 @@ def test_interrupt_says_where_it_was(kafka: EmbeddedKafka, rate: float | None) -
     topic = f"replay-ctrl-c-{rate}"
     kafka.create_topics({topic: 1})
 
+    started = threading.Event()
+
     def endless() -> Iterator[Frame]:
+        started.set()
         for i in range(100_000_000):
             yield Frame(b"x", offset=i)
 
     def interrupt() -> None:
+        started.wait(60)
         time.sleep(1)
         os.kill(os.getpid(), signal.SIGINT)
 
@@ -143,3 +152,71 @@ def test_interrupt_says_where_it_was(kafka: EmbeddedKafka, rate: float | None) -
     assert result.last == f"night.tar.gz/1.avro:{result.n - 1}"
     on_topic = watermarks({"bootstrap.servers": kafka.bootstrap_servers}, [topic])[topic][0]
     assert on_topic.last_exclusive == result.n > 0
+
+
+# --- the command --------------------------------------------------------------------------------------------------
+
+
+def test_a_replay_of_a_topic_keeps_keys_headers_and_order_of_time(kafka: EmbeddedKafka) -> None:
+    kafka.create_topics({"replay-from": 3, "replay-onto": 1})
+    producer = Producer({"bootstrap.servers": kafka.bootstrap_servers})
+    began_ms = int(time.time() * 1000) - 3_600_000  # retention deletes what is a week old
+    for i in range(30):
+        producer.produce(
+            "replay-from", b"%d" % i, b"key %d" % i, i % 3, timestamp=began_ms + i, headers=[("n", b"%d" % i)]
+        )
+    assert producer.flush(30) == 0
+    ended = broker("replay", f"{kafka.bootstrap_servers}/replay-from", "--to", f"{kafka.bootstrap_servers}/replay-onto")
+    assert ended.returncode == 0, ended.stderr
+    messages = read(kafka, "replay-onto", 30)
+    assert [m.value() for m in messages] == [b"%d" % i for i in range(30)]
+    assert [(m.key(), m.headers()) for m in messages] == [(b"key %d" % i, [("n", b"%d" % i)]) for i in range(30)]
+
+
+def test_stopped_and_resumed_nothing_is_lost_or_repeated(kafka: EmbeddedKafka, tmp_path: Path) -> None:
+    kafka.create_topics({"replay-resumed": 2})
+    to = f"{kafka.bootstrap_servers}/replay-resumed"
+    archive, cache = ALERTS / "ztf.tar.gz", {"T2_BROKER_CACHE": str(tmp_path / "cache")}
+    order = ("replay", archive, "--to", to, "--order", "observation")
+    ended = broker(*order, "--resume", changes=cache)
+    assert (ended.returncode, "has stopped half-way" in ended.stderr) == (2, True)
+    environment = os.environ | cache
+    with subprocess.Popen(
+        [*BROKER, *map(str, order), "--rate", "40"], stdout=subprocess.PIPE, text=True, env=environment
+    ) as running:
+        deadline = time.monotonic() + 60
+        while end_of(kafka, "replay-resumed") < 20 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        second = broker(*order, changes=cache)
+        assert (second.returncode, "another replay (process" in second.stderr) == (2, True)
+        running.send_signal(signal.SIGINT)
+        said, _ = running.communicate(timeout=60)
+    assert running.returncode == 0
+    assert "interrupted; sent" in said
+    assert "--resume goes on behind it" in said
+    n_first = end_of(kafka, "replay-resumed")
+    assert 20 <= n_first < 153
+    ended = broker(*order, "--resume", changes=cache)
+    assert ended.returncode == 0, ended.stderr
+    assert f"resumes behind alert {n_first}, " in ended.stderr
+    assert f"sent {153 - n_first} alerts" in ended.stdout
+    values = [m.value() or b"" for p in (0, 1) for m in read(kafka, "replay-resumed", 153, p)]
+    assert sorted(values) == sorted(s.data for s in whole("ztf"))
+    assert broker(*order, "--resume", changes=cache).returncode == 2  # it ended whole
+
+
+def end_of(kafka: EmbeddedKafka, topic: str) -> int:
+    reaches = watermarks({"bootstrap.servers": kafka.bootstrap_servers}, [topic])[topic]
+    return sum(reach.last_exclusive for reach in reaches.values())
+
+
+def test_a_topic_is_made_where_asked_and_frames_are_changed(kafka: EmbeddedKafka) -> None:
+    to = f"{kafka.bootstrap_servers}/replay-made"
+    order = ("replay", ALERTS / "lsst", "--to", to, "--unframed", "--limit", "5")
+    missing = broker(*order)
+    assert (missing.returncode, "replay-made" in missing.stderr) == (3, True)
+    ended = broker(*order, "--create", "1", "--visits", "1000")
+    assert ended.returncode == 0, ended.stderr
+    assert all((m.value() or b"").startswith(b"Obj\x01") for m in read(kafka, "replay-made", 5))
+    for wrong in (("--rate", "1", "--speed", "2"), ("--framed", "1000")):
+        assert broker(*order, *wrong).returncode == 2

@@ -32,6 +32,7 @@ class Measurements:
     exposure_s: str | None = None  # column with the exposure time in seconds (jd_utc_start)
     withdrawn: str | None = None  # column that is set on a withdrawn point
     programid: str | None = None  # column with the owner of a point
+    detected: str | None = None  # column that says whether a point counts as a detection (else its kind and the floors)
 
 
 @dataclass(frozen=True)
@@ -81,10 +82,14 @@ class Survey:
 
 
 def find(name: str) -> Survey:
-    """The survey of this name (config has checked it)."""
-    from broker.surveys import elasticc, lsst, ztf
+    """The survey of this name (config has checked it), or `lsst-curves`, `ztf-curves`: plain light curves."""
+    from broker.lightcurve import BANDS
+    from broker.surveys import curves, elasticc, lsst, ztf
 
+    if name.endswith(CURVES):
+        return curves.curves_of(name.removesuffix(CURVES), BANDS)
     return {"lsst": lsst.LSST, "ztf": ztf.ZTF, "elasticc": elasticc.ELASTICC}[name]
 
 
 NAMES = ("lsst", "ztf", "elasticc")
+CURVES = "-curves"  # behind the name of the survey whose thresholds count

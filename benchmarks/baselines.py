@@ -247,7 +247,7 @@ class _Lean:
         summary = summarise(curves)
         used = thin(curves, card.max_points)
         probabilities = self.model.predict(used)
-        evident = probabilities.max(axis=1) >= card.threshold(self.survey.name, summary.n_detections)
+        evident = card.evident(self.survey.name, probabilities, summary)
         reason = judge(gathered, self.survey, self.settings, counts, summary, card.min_points, evident)
         coordinates = Coordinates(
             pa.array([m.topic() for m in messages]),

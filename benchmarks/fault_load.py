@@ -76,7 +76,8 @@ class Feed(threading.Thread):
 
     def run(self) -> None:
         """Sends all, and returns once Kafka has them."""
-        load, rng, start = self._load, random.Random(self._load.seed), time.monotonic()
+        load, start = self._load, time.monotonic()
+        rng = random.Random(f"damage {load.seed}")  # by the seed alone it would pick the alerts that the mix picks
         for i, (name, value) in enumerate(mix(load.alerts, load.seed)):
             wait = start + load.over_s * i / load.alerts - time.monotonic()
             if wait > 0:

@@ -144,12 +144,12 @@ class Classifier:
         card = self.card
         used = thin(curves, card.max_points)
         probabilities = self._model.predict(used)
-        n_detections = summarise(curves).n_detections
-        threshold = np.zeros(len(curves))
+        evident = np.zeros(len(curves), np.bool_)
         for name, where in _surveys(curves, survey).items():
-            if where.any():
-                threshold[where] = card.threshold(name, n_detections[where])
-        evident = (probabilities.max(axis=1) >= threshold) & (curves.counts >= card.min_points)
+            rows = np.flatnonzero(where)
+            if len(rows):
+                evident[rows] = card.evident(name, probabilities[rows], summarise(curves.take(rows)))
+        evident &= curves.counts >= card.min_points
         names = tuple(c.name for c in card.classes)
         return Classifications(f"{card.name}@{card.version}", object_id, names, probabilities, evident, used.counts)
 

@@ -198,7 +198,7 @@ def _verdicts(
     summary = summarise(curves)
     used = thin(curves, model.card.max_points)
     probabilities = model.predict(used)
-    evident = probabilities.max(axis=1) >= model.card.threshold(survey.name, summary.n_detections)
+    evident = model.card.evident(survey.name, probabilities, summary)
     min_points = model.card.min_points
     reason = judge(gathered, survey, assignment.settings, counts, summary, min_points, evident)
     where = pa.array(index)

@@ -22,7 +22,7 @@ from broker.recognise import survey_of_value
 from broker.reconcile import place_of
 from broker.second_reader import Refusal, read
 from broker.surveys import Fields, Survey
-from broker.topics import find_missing, read_all, records_in, require_topics, wait_for_kafka
+from broker.topics import find_missing, messages_in, open_consumer, reaches, read_all, require_topics, wait_for_kafka
 
 _TYPES = {
     "boolean": pa.bool_(),
@@ -148,11 +148,19 @@ def original_of(options: Mapping[str, str], letter: Rejected) -> Rejected | None
     offset = letter.text("alert").rpartition(":")[2]
     if place is None or not offset.isdecimal() or find_missing(options, [place.topic]):
         return None
-    found = next(records_in(options, Gap(place.topic, place.partition, int(offset), int(offset))), None)
+    found = _record_at(options, place.topic, place.partition, int(offset))
     if found is None or hashlib.sha256(_bytes(found.value()) or b"").hexdigest() != letter.text("sha256"):
         return None
     headers = {name: value for name, value in letter.headers.items() if name not in ("cut", "n_bytes", "sha256")}
     return replace(letter, key=_bytes(found.key()), value=_bytes(found.value()), headers=headers)
+
+
+def _record_at(options: Mapping[str, str], topic: str, partition: int, offset: int) -> Message | None:
+    with open_consumer(options) as consumer:
+        held = reaches(consumer, topic).get(partition)
+        if held is None or not held.first <= offset < held.last_exclusive:
+            return None
+        return next(messages_in(consumer, Gap(topic, partition, offset, offset)), None)
 
 
 @dataclass(frozen=True)

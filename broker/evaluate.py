@@ -25,7 +25,7 @@ from broker import model as models
 from broker.errors import UsageError
 from broker.figures import Figures, Said
 from broker.labelled import Labelled, Options
-from broker.lightcurve import RULES_VERSION, WINDOW_D, Integers, LightCurves, cut, night_of
+from broker.lightcurve import RULES_VERSION, WINDOW_D, Integers, LightCurves, cut, night_of, summarise
 from broker.model import Card, Model
 
 DETECTIONS = ("1", "2", "3", "5", "10", "all")
@@ -36,12 +36,11 @@ PACKETS_PER_CALL = 4096
 
 @dataclass(frozen=True)
 class Packets:
-    """What a model said of m packets: flat index of the newest point, sorted; detections and points in each."""
+    """What a model said of m packets: flat index of the newest point, sorted; is it sure enough for a verdict."""
 
     newest: Integers
     probability: NDArray[np.float32]
-    n_detections: Integers
-    n_points: Integers
+    evident: NDArray[np.bool_]
 
 
 def evaluate(
@@ -109,18 +108,18 @@ def triggers(curves: LightCurves, detections: tuple[int, ...]) -> dict[str, Inte
     return groups
 
 
-def answer(model: Model, curves: LightCurves, newest: Integers, window_d: float) -> Packets:
-    """The model's probabilities of the packets whose newest points are these (flat indices, sorted, no repeats)."""
+def answer(model: Model, curves: LightCurves, newest: Integers, survey: str) -> Packets:
+    """The model's answers to the survey's packets whose newest points are these (flat indices, sorted, no repeats)."""
     rows = curves.rows[newest]
     probability = np.empty((len(newest), len(model.card.classes)), np.float32)
-    n_detections, n_points = np.empty((2, len(newest)), np.int64)
+    evident = np.empty(len(newest), np.bool_)
     for start in range(0, len(newest), PACKETS_PER_CALL):
         part = slice(start, start + PACKETS_PER_CALL)
-        packets = cut(curves.take(rows[part]), curves.mjd_tai[newest[part]], window_d)
+        packets = cut(curves.take(rows[part]), curves.mjd_tai[newest[part]], WINDOW_D[survey])
         probability[part] = model.predict(packets)
-        n_detections[part] = np.bincount(packets.rows[packets.detected], minlength=len(packets))
-        n_points[part] = packets.counts
-    return Packets(newest, probability, n_detections, n_points)
+        evident[part] = model.card.evident(survey, probability[part], summarise(packets))
+        evident[part] &= packets.counts >= model.card.min_points
+    return Packets(newest, probability, evident)
 
 
 def _of_model(
@@ -142,7 +141,7 @@ def _of_model(
     curves, label = data.curves.take(rows), index[rows]
     groups = triggers(curves, detections)
     newest = np.unique(np.concatenate(list(groups.values())))
-    packets = answer(model, curves, newest[newest >= 0], WINDOW_D[data.survey])
+    packets = answer(model, curves, newest[newest >= 0], data.survey)
     shares = figures.prior_shares(prior, names, label)
     about = _about(data, model, left_out, {n: s for n, s in zip(names, shares.tolist(), strict=True) if s > 0})
     about |= {"n_objects": len(rows), "held_out": held_out}
@@ -152,19 +151,11 @@ def _of_model(
     for group, point in groups.items():
         chosen = np.flatnonzero(point >= 0)
         place = np.searchsorted(packets.newest, point[chosen])
-        said[group] = _said(model.card, data.survey, rows[chosen], label[chosen], packets, place)
+        probability = packets.probability[place].astype(np.float64)
+        said[group] = Said(names, rows[chosen], label[chosen], probability, packets.evident[place])
         found[group] = figures.of_group(said[group], shares)
     about["seconds"] = round(time.monotonic() - started, 1)
     return found | {"about": about}, said
-
-
-def _said(card: Card, survey: str, row: Integers, label: Integers, packets: Packets, place: Integers) -> Said:
-    """place: which of the packets each object has."""
-    probability = packets.probability[place].astype(np.float64)
-    with np.errstate(invalid="ignore"):
-        evident = probability.max(1, initial=0) >= card.threshold(survey, packets.n_detections[place])
-    evident &= packets.n_points[place] >= card.min_points
-    return Said(tuple(c.name for c in card.classes), row, label, probability, evident)
 
 
 def _labels(data: Labelled, names: tuple[str, ...]) -> tuple[Integers, dict[str, int]]:

@@ -20,7 +20,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as ort_state
 
 from broker import classes
 from broker.errors import ModelError
-from broker.lightcurve import BANDS, RULES_VERSION, LightCurves, thin
+from broker.lightcurve import BANDS, RULES_VERSION, LightCurves, Summary, thin
 
 T = TypeVar("T")
 
@@ -55,11 +55,15 @@ class ClassName:
 
 @dataclass(frozen=True)
 class Threshold:
-    """Below `probability` of the winning class the evidence is not enough, from `min_detections` detections on."""
+    """Below `probability` of the winning class the evidence is not enough, from `min_detections` detections on.
+
+    A transient also needs `transient`: that much probability for all classes of the first level transient together.
+    """
 
     survey: str
     min_detections: int
     probability: float
+    transient: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -92,14 +96,33 @@ class Card:
 
         Raises ModelError if the card has no thresholds for the survey.
         """
+        return self._limits(survey, n_detections)[..., 0]
+
+    def evident(self, survey: str, probabilities: npt.NDArray[np.floating], summary: Summary) -> npt.NDArray[np.bool_]:
+        """Whether the evidence is enough for a verdict (n,); probabilities (n, classes), rows of NaN are not evident.
+
+        The winning class reaches its threshold. A transient has also shone brighter than the template at least once,
+        and the classes of the first level transient together reach the threshold that keeps variables and AGN out.
+
+        Raises ModelError if the card has no thresholds for the survey.
+        """
+        limits = self._limits(survey, summary.n_detections)
+        is_transient = np.array([classes.BY_NAME[c.name].level == classes.TRANSIENT for c in self.classes])
+        found: npt.NDArray[np.bool_] = probabilities.max(1, initial=0) >= limits[:, 0]
+        new_light = (probabilities[:, is_transient].sum(1) >= limits[:, 1]) & (summary.n_positive > 0)
+        found &= new_light | ~is_transient[probabilities.argmax(1)]
+        return found
+
+    def _limits(self, survey: str, n_detections: npt.ArrayLike) -> npt.NDArray[np.float64]:
+        """Both thresholds, (..., 2)."""
         known = "lsst" if survey == "elasticc" else survey
-        steps = sorted((t.min_detections, t.probability) for t in self.thresholds if t.survey == known)
+        steps = sorted((t.min_detections, t.probability, t.transient) for t in self.thresholds if t.survey == known)
         if not steps:
             names = ", ".join(sorted({t.survey for t in self.thresholds}))
             raise ModelError(f"model {self.name}: no thresholds for survey {survey!r}; the card has {names}")
-        starts = np.array([s for s, _ in steps])
+        starts = np.array([start for start, _, _ in steps])
         at = np.searchsorted(starts, np.asarray(n_detections), side="right") - 1
-        found: npt.NDArray[np.float64] = np.array([p for _, p in steps])[np.maximum(at, 0)]
+        found: npt.NDArray[np.float64] = np.array([limits for _, *limits in steps])[np.maximum(at, 0)]
         return found
 
 
@@ -240,6 +263,7 @@ def read_card(path: Path) -> Card:
                 _value(path, t, "survey", str),
                 _value(path, t, "min_detections", int),
                 _value(path, t, "probability", float),
+                _value(path, t, "transient", float) if "transient" in t else 0.0,
             )
             for t in _tables(path, content, "not_enough_evidence")
         ),

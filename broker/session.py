@@ -38,7 +38,7 @@ NO_FAST_READER = "-Dorg.apache.avro.fastread=false"
 def start(name: str, master: str, driver_memory: str, extra: Mapping[str, str] | None = None) -> SparkSession:
     """A session with the connectors and the decoder's limits. Raises JavaError, UsageError."""
     java()
-    logging.getLogger("py4j").setLevel(logging.CRITICAL)  # a stack trace for what comes as an exception anyway
+    logging.getLogger().addFilter(_not_py4js)
     os.environ["PYTHONSAFEPATH"] = "1"  # a folder `broker` where the job was started must not stand in for the package
     os.environ.setdefault("PYSPARK_PYTHON", sys.executable)  # else workers take whatever python3 is first in PATH
     os.environ.setdefault("PYSPARK_DRIVER_PYTHON", sys.executable)
@@ -94,6 +94,11 @@ def forget_readers(spark: SparkSession) -> None:
     memory = avro.getClass().getDeclaredField("fastReaderBuilder")
     memory.setAccessible(True)
     memory.set(avro, None)
+
+
+def _not_py4js(record: logging.LogRecord) -> bool:
+    """py4j logs on the root logger, with a stack trace, what it raises as an exception anyway: that the JVM is gone."""
+    return "py4j" not in record.pathname
 
 
 @contextmanager

@@ -198,15 +198,6 @@ def read_all(options: Mapping[str, str], topic: str, since_ms: int | None = None
                         yield message
 
 
-def records_in(options: Mapping[str, str], gap: Gap) -> Iterator[Message]:
-    """Records that a partition still holds of these offsets. Raises KafkaError if it can't be read."""
-    with open_consumer(options) as consumer:
-        held = reaches(consumer, gap.topic).get(gap.partition, Reach(0, 0))
-        inside = gap._replace(first=max(gap.first, held.first), last=min(gap.last, held.last_exclusive - 1))
-        if inside.first <= inside.last:
-            yield from _messages_in(consumer, inside)
-
-
 def open_consumer(options: Mapping[str, str], reset: str = "error") -> Consumer:
     """A consumer that is given partitions and joins no group. Raises ConfigError for a setting that librdkafka refuses.
 
@@ -328,7 +319,7 @@ def _quiet(options: Mapping[str, Any]) -> dict[str, Any]:
 
 def _holes_in(consumer: Consumer, gap: Gap, held_from: int) -> Iterator[Gap]:
     free = max(gap.first, held_from)
-    for message in _messages_in(consumer, gap._replace(first=free)):
+    for message in messages_in(consumer, gap._replace(first=free)):
         offset = cast(int, message.offset())
         if offset > free:
             yield gap._replace(first=free, last=offset - 1)
@@ -337,7 +328,7 @@ def _holes_in(consumer: Consumer, gap: Gap, held_from: int) -> Iterator[Gap]:
         yield gap._replace(first=free)
 
 
-def _messages_in(consumer: Consumer, gap: Gap) -> Iterator[Message]:
+def messages_in(consumer: Consumer, gap: Gap) -> Iterator[Message]:
     """Records in the gap, ascending."""
     consumer.assign([TopicPartition(gap.topic, gap.partition, gap.first)])
     deadline = time.monotonic() + TIMEOUT_S

@@ -108,7 +108,7 @@ def judge(
     """Reason code of each of n alerts, int64 (n,): the first of these that holds, else ok.
 
     The survey's floors in their order, no points, too few of them, maybe moving, not enough evidence (`evident`:
-    the top probability reaches the model's threshold for the number of detections).
+    the card's thresholds are reached, see `model.Card.evident`).
     """
     reason = np.zeros(len(counts.used), np.int64)
 

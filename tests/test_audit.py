@@ -68,7 +68,7 @@ SOME = st.lists(st.integers(0, 40), max_size=40)
 
 
 @given(SOME, SOME, SOME, st.sets(st.integers(0, 40)), st.sets(st.integers(0, 40)), st.integers(0, 40))
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 def test_books_are_what_counting_by_hand_gives(
     one: list[int], two: list[int], letters: list[int], old: set[int], new: set[int], first: int
 ) -> None:

@@ -14,7 +14,7 @@ from broker import evaluate, labelled, model, split
 from broker.errors import ArchiveError, BrokerError, UsageError
 from broker.evaluate import DAYS, DETECTIONS, NIGHTS
 from broker.labelled import Options
-from broker.lightcurve import BANDS, WINDOW_D
+from broker.lightcurve import BANDS, WINDOW_D, cut, summarise
 
 MODEL = model.load(model.find("t2b-1"))
 NAMES = [c.name for c in MODEL.card.classes]
@@ -141,8 +141,9 @@ def test_thresholds_are_the_cards(folder: Path) -> None:
         assert found["about"]["window_d"] == WINDOW_D[survey]
         first = evaluate.triggers(data.curves, (1,))["1"]
         index, _ = evaluate._labels(data, tuple(NAMES))
-        packets = evaluate.answer(MODEL, data.curves, first[(first >= 0) & (index >= 0)], WINDOW_D[survey])
-        evident = packets.probability.max(1) >= MODEL.card.threshold(survey, packets.n_detections)
+        newest = first[(first >= 0) & (index >= 0)]
+        packets = cut(data.curves.take(data.curves.rows[newest]), data.curves.mjd_tai[newest], WINDOW_D[survey])
+        evident = MODEL.card.evident(survey, MODEL.predict(packets), summarise(packets))
         assert found["1"]["answer_rate"] == pytest.approx(evident.mean())
 
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from broker import model
 from broker.errors import ModelError
-from broker.lightcurve import BANDS, LightCurves
+from broker.lightcurve import BANDS, LightCurves, summarise
 
 FOLDER = model.find("t2b-1")
 GOLDEN = np.load(FOLDER / "golden.npz")
@@ -179,6 +179,34 @@ def test_thresholds_follow_the_number_of_detections() -> None:
 def test_threshold_of_an_unknown_survey_is_an_error() -> None:
     with pytest.raises(ModelError, match="no thresholds for survey 'hst'; the card has lsst, ztf"):
         MODEL.card.threshold("hst", [1])
+
+
+def evident(probability: list[float], flux: list[float], limits: tuple[float, float]) -> bool:
+    """Whether a ZTF packet with detections of these fluxes is sure enough; probability: of SNIa, TDE and AGN."""
+    card = replace(MODEL.card, thresholds=(model.Threshold("ztf", 1, *limits),))
+    of_class = dict(zip(("SNIa", "TDE", "AGN"), probability, strict=True))
+    given = np.array([[of_class.get(c.name, np.nan if np.isnan(probability).any() else 0.0) for c in card.classes]])
+    days = [60000.0 + 3 * i for i in range(len(flux))]
+    return bool(card.evident("ztf", given, summarise(curve(days, flux, band=[7] * len(flux))))[0])
+
+
+def test_a_transient_needs_two_thresholds_and_new_light() -> None:
+    up, down = [1e4, 2e4], [-1e4, -2e4]
+    assert evident([0.6, 0.4, 0.0], up, (0.5, 0.9))  # the type is open, that it is new is not
+    assert not evident([0.6, 0.4, 0.0], up, (0.7, 0.9))
+    assert not evident([0.0, 0.6, 0.4], up, (0.5, 0.9))  # a TDE by half, an AGN by the other
+    assert evident([0.0, 0.6, 0.4], up, (0.5, 0.6 - 1e-9))
+    assert evident([0.0, 0.4, 0.6], up, (0.5, 0.9))  # the second is for transients alone
+    assert not evident([1.0, 0.0, 0.0], down, (0.5, 0.9))
+    assert evident([1.0, 0.0, 0.0], [*down, 1e4], (0.5, 0.9))
+    assert evident([0.0, 0.0, 1.0], down, (0.5, 0.9))
+    assert not evident([np.nan] * 3, up, (0.0, 0.0))
+
+
+def test_a_card_without_the_second_threshold_asks_for_none(tmp_path: Path) -> None:
+    text = (FOLDER / "card.toml").read_text()
+    (tmp_path / "card.toml").write_text("\n".join(x for x in text.splitlines() if not x.startswith("transient = ")))
+    assert {t.transient for t in model.read_card(tmp_path / "card.toml").thresholds} == {0.0}
 
 
 def test_find_takes_a_folder_and_names_the_released_models() -> None:

@@ -5,7 +5,7 @@ import pytest
 
 from broker import evaluate, model
 from broker.evaluate import DAYS, NIGHTS
-from broker.lightcurve import WINDOW_D, LightCurves, Points, merge
+from broker.lightcurve import LightCurves, Points, merge, summarise
 
 MODEL = model.load(model.find("t2b-1"))
 
@@ -44,6 +44,7 @@ def test_nothing_detected_gives_no_packet() -> None:
 def test_packets_are_cut_on_both_sides(survey: str, n_points: int) -> None:
     times = [59600.0, 59700.0, 59999.0, 60000.0, 60010.0, 60029.0, 60040.0]  # newest: 60029
     curves = curves_of([[(t, t >= 60000) for t in times]])
-    packets = evaluate.answer(MODEL, curves, np.array([5]), WINDOW_D[survey])
-    assert packets.n_points.tolist() == [n_points]
-    assert packets.n_detections.tolist() == [3]
+    packets = evaluate.answer(MODEL, curves, np.array([5]), survey)
+    inside = curves_of([[(t, t >= 60000) for t in times[6 - n_points : 6]]])
+    assert np.array_equal(packets.probability, MODEL.predict(inside))
+    assert np.array_equal(packets.evident, MODEL.card.evident(survey, packets.probability, summarise(inside)))

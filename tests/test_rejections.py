@@ -45,7 +45,7 @@ BATCHES = st.lists(st.lists(st.sampled_from([SOUND, BAD, BAD, EMPTY]), min_size=
 
 
 @given(BATCHES, st.integers(1, 12), st.integers(1, 30), st.integers(1, 30), st.sampled_from([0.0, 0.3, 0.5, 1.0]))
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 def test_limits_are_what_counting_by_hand_gives(
     batches: list[list[str]], run: int, window: int, least: int, ratio: float
 ) -> None:

@@ -91,6 +91,27 @@ def test_classes_that_the_model_does_not_answer_are_outliers(data: dataset.Train
     assert 0 < weight[data.about.label == dataset.OUTLIER].sum() < 0.5
 
 
+def test_a_transient_that_only_fades_teaches_nothing(
+    data: dataset.TrainingSet, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = next(s for s in SETS if s.name == "ztf_fink_labelled")
+    write_set(tmp_path / source.name, source, 5)
+    path = tmp_path / source.name / "lightcurves.parquet"
+    table = pd.read_parquet(path)
+    table["flux"] = -table["flux"].abs() - 100
+    table.to_parquet(path)
+    found = dataset.load(tmp_path, (source,))
+    test = found.split == dataset.TEST
+    was_transient = np.array([int(name.removeprefix(source.name)) % 4 == 3 for name in found.about.name])
+    assert (found.about.label[was_transient & ~test] == dataset.UNLABELLED).all()
+    assert (found.about.label[was_transient & test] == CLASSES.index("SNIa")).all()
+    assert (found.about.label[~was_transient] != dataset.UNLABELLED).all()
+    said = capsys.readouterr().out
+    assert f"{(was_transient & test).sum()} in test" in said
+    assert all(name in said for name in found.about.name[was_transient & ~test])
+    assert not dataset.never_positive(data.curves, data.about).any()
+
+
 def test_outliers_are_taught_to_be_undecided() -> None:
     """Flat answers cost least where the target is flat, and most of the loss elsewhere."""
     params = network.initial(0, network.Shape(len(CLASSES)))
@@ -119,6 +140,35 @@ def test_chain_from_tables_to_a_released_model(data: dataset.TrainingSet, tmp_pa
     assert card["compression"][0]["int8_bytes"] == (tmp_path / "tiny-1" / model.MODEL_FILE).stat().st_size
     table = "\n".join(release.readme_table(tmp_path / "tiny-1"))
     assert "| spcc |" in table
+    moved = (data.split == dataset.TRAIN) & (np.arange(len(data)) % 2 == 0)
+    release.remeasure(tmp_path / "tiny-1", replace(data, split=np.where(moved, dataset.TEST, data.split)))
+    again = tomllib.loads((tmp_path / "tiny-1" / model.CARD_FILE).read_text())
+    assert again["figures"] != card["figures"]
+    assert {key: again[key] for key in ("classes", "training_data", "compression", "sha256")} == {
+        key: card[key] for key in ("classes", "training_data", "compression", "sha256")
+    }
+
+
+def test_thresholds_keep_variables_from_becoming_transients() -> None:
+    """By hand: 100 packets of AGN at 5 detections, 3 of which look new; 60 supernovae, sure to be new or not."""
+    n = 160
+    steady = np.arange(n) < 100
+    new_light = np.full(n, np.inf)
+    new_light[:3] = 0.9, 0.8, 0.7
+    new_light[100:] = np.linspace(0.6, 1, 60)
+    new_light[159] = -1  # a supernova by label that only fades
+    answers = evaluate._Answers(
+        np.full(n, 0.95), new_light, np.ones(n, np.bool_), steady, np.full(n, 5), np.zeros(n, np.int8)
+    )
+    own = answers.bins()[evaluate.DETECTION_BINS.index(4)]
+    assert [len(of_bin.right) for of_bin in answers.bins()] == [0, 0, n, 0]
+    assert own.right_enough() == 0.95
+    least = evaluate._new_enough(own.false(0.95), int(steady.sum()))
+    assert 0.7 < least <= 0.702  # 2 % of 100 are two
+    assert own.called(0.95, least) == (0.02, 100)
+    assert own.said(0.95, least).sum() == 97 + 2 + (new_light[100:] >= least).sum()
+    assert not own.said(0.95, 0.0)[159]
+    assert evaluate._new_enough(own.false(0.96), 100) == 0
 
 
 def test_training_starts_from_the_first_model(data: dataset.TrainingSet) -> None:

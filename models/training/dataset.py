@@ -4,7 +4,7 @@ Reading goes through `broker.labelled` and `broker.lightcurve`, the code that ev
 alert, it drops here. Names and ids of classes are those of `broker.classes`, the split is `broker.split`'s.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +19,7 @@ from broker.split import CALIBRATION, TEST, TRAIN, Strings
 __all__ = ["CALIBRATION", "CLASSES", "OUTLIER", "TAXONOMY_IDS", "TEST", "TRAIN", "Metadata", "TrainingSet", "load"]
 
 CLASSES = ("SNIa", "SNII", "SNIbc", "SLSN", "TDE", "AGN", "VAR")  # order of the graph's output
+TRANSIENTS = [i for i, name in enumerate(CLASSES) if classes.BY_NAME[name].level == classes.TRANSIENT]
 TAXONOMY_IDS = {name: classes.BY_NAME[name].taxonomy_id for name in CLASSES}
 UNLABELLED, NOT_OURS = -1, -2
 OUTLIER = -3  # of a class that we know but do not answer: asteroids, kilonovae, flares. Taught as "could be anything"
@@ -112,12 +113,31 @@ def split(about: Metadata) -> NDArray[np.int8]:
 
 
 def load(folder: Path, sets: tuple[LabelledSet, ...] = SETS) -> TrainingSet:
-    """Every set of `folder`: objects with a detection, and a class of the table in broker/classes.py or none."""
+    """Every set of `folder`: objects with a detection, and a class of the table in broker/classes.py or none.
+
+    Transients that only ever faded (`never_positive`) lose their label, except on the test side: figures stay those of
+    all objects.
+    """
     parts = [_read(folder / s.name, s, "") for s in sets]
     parts += [_read(folder / s.name, s, "unlabelled_") for s in sets if s.unlabelled]
     curves = LightCurves.concatenate([c for c, _ in parts])
     about = Metadata.concatenate([m for _, m in parts])
-    return TrainingSet(curves, about, split(about))
+    side = split(about)
+    faded = never_positive(curves, about)
+    untaught = faded & (side != TEST)
+    for origin in np.unique(about.origin[faded]):
+        of_set = about.origin == origin
+        names = ", ".join(about.name[of_set & untaught]) or "none"
+        n_test = int((of_set & faded & ~untaught).sum())
+        print(f"{SET_NAMES[origin]}: transients without a positive detection: {names} untaught, {n_test} in test")
+    return TrainingSet(curves, replace(about, label=np.where(untaught, UNLABELLED, about.label)), side)
+
+
+def never_positive(curves: LightCurves, about: Metadata) -> NDArray[np.bool_]:
+    """Objects labelled as a transient (n,) whose every detection is below the reference: an old supernova in it."""
+    positive = curves.detected & (curves.flux > 0)
+    brightened = np.bincount(curves.rows[positive], minlength=len(curves)) > 0
+    return np.isin(about.label, TRANSIENTS) & ~brightened
 
 
 def _read(folder: Path, source: LabelledSet, prefix: str) -> tuple[LightCurves, Metadata]:

@@ -10,17 +10,26 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from broker import classes, lightcurve, scores
+from broker import lightcurve, scores
 from broker.lightcurve import BANDS, LightCurves
 from broker.model import Model
-from models.training.dataset import CLASSES, LSST_WINDOW_D, OUTLIER, SETS, TEST, ZTF_WINDOW_D, TrainingSet
+from models.training.dataset import (
+    CLASSES,
+    LSST_WINDOW_D,
+    OUTLIER,
+    SETS,
+    TEST,
+    TRANSIENTS,
+    ZTF_WINDOW_D,
+    TrainingSet,
+)  # fmt: skip
 
 CUTS = (1, 3, 10, 0)  # number of detections at the trigger; 0: all of them
 DETECTION_BINS = (1, 2, 4, 10)  # least number of detections of each bin of thresholds
+FEW = 4  # from so many detections on, the bins share a threshold of all transients: each alone has too few variables
 TARGET_ACCURACY = 0.9  # of the answered ones, on the calibration split
 FALSE_TRANSIENTS = 0.02  # share of real variables, AGN and asteroids that may be called a transient
 NIGHT = "ztf_fink_labelled"  # the set that holds what a night is made of
-TRANSIENTS = [i for i, name in enumerate(CLASSES) if classes.BY_NAME[name].level == classes.TRANSIENT]
 # Sets that weigh as much as one: alone, the 49 SNIbc of elasticc2_desc would move the thresholds of all others
 FAMILY = np.unique(["elasticc" if s.name.startswith("elasticc") else s.name for s in SETS], return_inverse=True)[1]
 ONE_BAND_STARS = "varstars"  # its bands are made up: it says nothing of ZTF's temperature
@@ -158,7 +167,7 @@ def _divisor(logits: Floats, label: NDArray[np.int8], weight: Floats) -> float:
 
 @dataclass(frozen=True)
 class Evidence:
-    """Least winning probability of a verdict, and what it was worth on the test split.
+    """Least probability of a verdict's class, least one of all transients together, and their worth on the test split.
 
     false_transients: share of the n_steady packets of variables, AGN and asteroids (of NIGHT) answered as a transient.
     """
@@ -166,6 +175,7 @@ class Evidence:
     survey: str
     min_detections: int
     probability: float
+    transient: float
     n_calibration: int
     accuracy: float
     answered: float
@@ -177,27 +187,45 @@ class Evidence:
 def evidence(model: Model, data: TrainingSet, calibration: int, test: int) -> Iterator[Evidence]:
     """Thresholds per survey and bin of detections: the least at which 90 % of the answered ones are right.
 
-    For ZTF also at most FALSE_TRANSIENTS of the calibration split's variables, AGN and asteroids become transients.
+    For ZTF also at most FALSE_TRANSIENTS of the calibration split's variables, AGN and asteroids become transients: a
+    second threshold, of the probability of all transients together, sees to that. It leaves a supernova alone whose
+    type is open, and stops an AGN that looks like a TDE by half.
     ZTF's come from real objects only, cut to 30 days; LSST's from simulations and real objects cut to 12 months.
     Every family of sets has the same weight; an answer for an outlier is never right. Where no threshold reaches
     90 %, the one that answers a twentieth stands.
     """
     for survey, window in (("ztf", ZTF_WINDOW_D), ("lsst", LSST_WINDOW_D)):
-        sides = [_answers(model, data, side, survey, window) for side in (calibration, test)]
-        for low, high in zip(DETECTION_BINS, (*DETECTION_BINS[1:], np.inf), strict=True):
-            cal, held = (s.within(low, high) for s in sides)
-            limit = cal.limit()
-            yield Evidence(survey, low, limit, len(cal.right), *held.worth(limit), len(held.right), *held.called(limit))
+        cal, held = (_answers(model, data, side, survey, window).bins() for side in (calibration, test))
+        confidence = [of_bin.right_enough() for of_bin in cal]
+        false = [of_bin.false(least) for of_bin, least in zip(cal, confidence, strict=True)]
+        together = [
+            range(i, i + 1) if low < FEW else range(len(cal) - 2, len(cal)) for i, low in enumerate(DETECTION_BINS)
+        ]
+        for i, low in enumerate(DETECTION_BINS):
+            n_steady = sum(int(cal[j].steady.sum()) for j in together[i])
+            limits = confidence[i], _new_enough(np.concatenate([false[j] for j in together[i]]), n_steady)
+            worth, called = held[i].worth(*limits), held[i].called(*limits)
+            yield Evidence(survey, low, *limits, len(cal[i].right), *worth, len(held[i].right), *called)
+
+
+def _new_enough(false: Floats, n_steady: int) -> float:
+    """Least probability of all transients together that leaves at most FALSE_TRANSIENTS of the steady ones."""
+    highest = np.sort(false)[::-1]
+    allowed = int(FALSE_TRANSIENTS * n_steady)
+    return float(np.ceil(highest[allowed] * 1000 + 0.5) / 1000) if len(highest) > allowed else 0.0
 
 
 @dataclass(frozen=True)
 class _Answers:
-    """Columns (n,): steady, a variable, AGN or asteroid of NIGHT; transient, the answer is a transient class."""
+    """Columns (n,): steady, a variable, AGN or asteroid of NIGHT; new_light, the probability of all transients.
+
+    new_light is infinite where the answer is no transient, and -1 where it is one without a positive detection.
+    """
 
     confidence: Floats
+    new_light: Floats
     right: NDArray[np.bool_]
     steady: NDArray[np.bool_]
-    transient: NDArray[np.bool_]
     n_detections: NDArray[np.int64]
     origin: NDArray[np.int8]
 
@@ -205,32 +233,40 @@ class _Answers:
     def weight(self) -> Floats:
         return family_weights(self.origin)
 
-    def within(self, low: float, high: float) -> "_Answers":
-        rows = (self.n_detections >= low) & (self.n_detections < high)
-        return _Answers(*(getattr(self, name)[rows] for name in _Answers.__dataclass_fields__))
+    def bins(self) -> list["_Answers"]:
+        """By number of detections: DETECTION_BINS."""
+        place = np.searchsorted(DETECTION_BINS, self.n_detections, side="right") - 1
+        names = _Answers.__dataclass_fields__
+        return [_Answers(*(getattr(self, name)[place == i] for name in names)) for i in range(len(DETECTION_BINS))]
 
-    def limit(self) -> float:
+    def right_enough(self) -> float:
+        """Least top probability. As if there were no second threshold: fitted to what that leaves, it missed 90 %."""
         order = np.argsort(-self.confidence)
         weight = np.cumsum(self.weight[order])
         accuracy = np.cumsum((self.weight * self.right)[order]) / weight
         share = weight / weight[-1]
         good = np.flatnonzero((accuracy >= TARGET_ACCURACY) & (share >= 0.05))
         last = good[-1] if len(good) else int(np.searchsorted(share, 0.05))
-        of_accuracy = np.floor(self.confidence[order][min(last, len(order) - 1)] * 1000) / 1000
-        false = np.sort(self.confidence[self.steady & self.transient])[::-1]
-        allowed = int(FALSE_TRANSIENTS * self.steady.sum())
-        of_steady = np.ceil(false[allowed] * 1000 + 0.5) / 1000 if len(false) > allowed else 0.0
-        return float(max(of_accuracy, of_steady))
+        return float(np.floor(self.confidence[order][min(last, len(order) - 1)] * 1000) / 1000)
 
-    def worth(self, limit: float) -> tuple[float, float]:
-        said = self.confidence >= limit
+    def false(self, confidence: float) -> Floats:
+        """Probability of all transients together, of the steady ones that would be called one."""
+        could = self.steady & np.isfinite(self.new_light) & (self.new_light >= 0)
+        return self.new_light[could & (self.confidence >= confidence)]
+
+    def said(self, confidence: float, new_light: float) -> NDArray[np.bool_]:
+        """Which get an answer."""
+        return np.asarray((self.confidence >= confidence) & (self.new_light >= new_light))
+
+    def worth(self, confidence: float, new_light: float) -> tuple[float, float]:
+        said = self.said(confidence, new_light)
         total = (self.weight * said).sum()
         right = (self.weight * (said & self.right)).sum()
         return float(right / total) if total else np.nan, float(total / self.weight.sum())
 
-    def called(self, limit: float) -> tuple[float, int]:
+    def called(self, confidence: float, new_light: float) -> tuple[float, int]:
         n = int(self.steady.sum())
-        false = self.steady & self.transient & (self.confidence >= limit)
+        false = self.steady & np.isfinite(self.new_light) & self.said(confidence, new_light)
         return (float(false.sum() / n) if n else np.nan), n
 
 
@@ -243,11 +279,14 @@ def _answers(model: Model, data: TrainingSet, side: int, survey: str, window_d: 
     for k in (1, 2, 3, 5, 10, 0):
         p = packets(data, side, k, window_d, outliers=True)
         kept = np.flatnonzero(np.isin(p.origin, wanted))
-        probability = model.predict(p.curves.take(kept)).astype(np.float64)
+        curves = p.curves.take(kept)
+        probability = model.predict(curves).astype(np.float64)
         answer, label, origin = probability.argmax(1), p.label[kept], p.origin[kept]
         steady = ~np.isin(label, TRANSIENTS) & (origin == [s.name for s in SETS].index(NIGHT))
-        is_transient = np.isin(answer, TRANSIENTS)
-        columns.append((probability.max(1), answer == label, steady, is_transient, p.n_detections[kept], origin))
+        brightened = lightcurve.summarise(curves).n_positive > 0
+        new_light = np.where(brightened, probability[:, TRANSIENTS].sum(1), -1.0)
+        new_light = np.where(np.isin(answer, TRANSIENTS), new_light, np.inf)
+        columns.append((probability.max(1), new_light, answer == label, steady, p.n_detections[kept], origin))
     return _Answers(*(np.concatenate(c) for c in zip(*columns, strict=True)))
 
 

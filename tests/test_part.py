@@ -13,6 +13,7 @@ from samples import damaged, whole
 
 from broker import config
 from broker.compare import compare, records
+from broker.delivery import Outlet
 from broker.embedded import EmbeddedKafka
 from broker.errors import UsageError
 from broker.part import prepare
@@ -109,7 +110,10 @@ def letters(options: dict[str, str], topic: str) -> list[Any]:
 def test_parts_by_time_and_what_they_cannot_be(ran: Ran, tmp_path: Path) -> None:
     loaded = config.load(ran.config)
     since, until = ((BEGAN + timedelta(seconds=s)).isoformat() for s in (10, 20))
-    moved, ends = prepare(loaded, "x", tmp_path / "a", (), since, until)
+    outlet = Outlet(name="json", kind="json", topic="of-the-live-job")
+    with_outlet = loaded.model_copy(update={"outlets": (outlet,)})
+    moved, ends = prepare(with_outlet, "x", tmp_path / "a", (), since, until)
+    assert moved.outlets == ()
     assert ends == {"ztf": {"part-in": {"0": 10, "1": 10}}}
     assert json.loads(str(moved.sources[0].start)) == {"part-in": {"0": 5, "1": 5}}
     assert moved.output.topics == ("x-classifications", "x-dead-letters", "x-ledger")

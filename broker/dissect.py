@@ -1,7 +1,7 @@
 """An alert's bytes taken apart by hand, value by value with offsets, as far as they go: where exactly it breaks off.
 
 For people who look at one dead letter. The readers that decide are others (`decode`, `second_reader`); this one never
-raises, follows no more than MAX_VALUES values, and holds nothing that the bytes claim and don't have.
+raises, follows at most MAX_VALUES values in MAX_STEPS steps, and holds nothing that the bytes claim and don't have.
 """
 
 from __future__ import annotations
@@ -9,13 +9,14 @@ from __future__ import annotations
 import json
 import struct
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from broker import registry
 from broker.container import Unreadable, read_header, unpacked
 from broker.wire import CONTAINER_MAGIC, FRAME_BYTES, schema_id_of
 
 MAX_VALUES = 200_000  # a deep LSST alert has 80,000
+MAX_STEPS = 5 * MAX_VALUES  # a value takes one to four; records without fields take steps, but neither bytes nor values
 MAX_DEPTH = 64
 _NUMBERS = {"float": ("<f", 4), "double": ("<d", 8)}
 _ITEMS = ("array", "map")
@@ -142,6 +143,7 @@ class _Walk:
     def __init__(self, data: bytes, at: int, end: int) -> None:
         self.data, self.at, self.end = data, at, end
         self.values: list[Value] = []
+        self._n_steps = 0
         self._named: dict[str, object] = {}
 
     def take(self, n: int) -> bytes:
@@ -169,6 +171,9 @@ class _Walk:
         """Read one datum. Raises _Fault, with `at` where it is."""
         if depth > MAX_DEPTH:
             raise _Fault(f"nested deeper than {MAX_DEPTH}")
+        self._n_steps += 1
+        if self._n_steps > MAX_STEPS:
+            raise _Fault(f"not followed further than {MAX_STEPS} steps")
         if isinstance(schema, list):
             start, branch = self.at, self.long()
             if not 0 <= branch < len(schema):
@@ -178,7 +183,11 @@ class _Walk:
         if isinstance(schema, str):
             known = self._named.get(schema.rpartition(".")[2])
             return self._leaf(schema, path) if known is None else self.walk(known, path, depth + 1)
-        assert isinstance(schema, dict)
+        if not isinstance(schema, dict):
+            raise TypeError("a schema is text, a list or a table")
+        return self._table(schema, path, depth)
+
+    def _table(self, schema: dict[str, Any], path: str, depth: int) -> None:
         kind = schema["type"]
         if isinstance(kind, dict | list):
             return self.walk(kind, path, depth + 1)
@@ -198,7 +207,8 @@ class _Walk:
         if kind == "fixed":
             return self.take(int(str(schema["size"])))[:20].hex(" ")
         start, number, symbols = self.at, self.long(), schema["symbols"]
-        assert isinstance(symbols, list)
+        if not isinstance(symbols, list):
+            raise TypeError("symbols are a list")
         if not 0 <= number < len(symbols):
             self.at = start
             raise _Fault(f"symbol {number} of an enum of {len(symbols)}")

@@ -133,6 +133,141 @@ def test_nothing_raises(data: st.DataObject) -> None:
     dissect(data.draw(st.binary(max_size=60)), survey)
 
 
+@pytest.mark.parametrize(
+    "schema",
+    [
+        5,
+        None,
+        True,
+        {"type": "array", "items": 7},
+        {"type": "map", "values": None},
+        {"type": "enum", "name": "E", "symbols": "abc"},
+        {"type": "enum", "name": "E", "symbols": 5},
+        {"type": "record", "name": "R", "fields": 5},
+        {"type": "record", "name": "R", "fields": [5]},
+        {"type": "record", "name": "R", "fields": [{"name": "x"}]},
+        {"type": "fixed", "name": "F", "size": "x"},
+        {"type": "fixed", "name": "F"},
+        {"type": []},
+        {},
+    ],
+)
+def test_a_container_whose_schema_is_none_is_told_and_not_followed(schema: object) -> None:
+    found = dissect(generate.header(schema) + generate.SYNC + generate.block(b"\x02\x02\x00"), "ztf")
+    assert "the schema can't be followed here" in found.fault or "of a union of 0" in found.fault
+    assert found.values == []
+
+
+def nested_records(depth: int) -> dict[str, Any]:
+    """Each holds the one before it twice, the innermost nothing: no bytes, and 2**depth records."""
+    schema: dict[str, Any] = {"type": "record", "name": "R0", "fields": []}
+    for i in range(1, depth):
+        fields = [{"name": "a", "type": schema}, {"name": "b", "type": f"R{i - 1}"}]
+        schema = {"type": "record", "name": f"R{i}", "fields": fields}
+    return schema
+
+
+def test_a_schema_that_needs_no_bytes_is_not_followed_for_ever() -> None:
+    """Some kB of it would take years."""
+    laughs = generate.header(nested_records(30)) + generate.SYNC + generate.block(b"")
+    empty = {"type": "record", "name": "Empty", "fields": []}
+    claims = generate.long(4_000) * 3_000 + b"\x00"
+    items = generate.header({"type": "array", "items": empty}) + generate.SYNC + generate.block(claims)
+    for value in (laughs, items):
+        assert len(value) < 8_000
+        assert dissect(value, "ztf").fault == f"not followed further than {module.MAX_STEPS} steps"
+
+
+def test_the_largest_alerts_are_followed_to_their_ends() -> None:
+    alert = generate.alert("lsst", "1101", 1, 800, 800)
+    found = dissect(generate.encode("lsst", "1101", alert), "lsst")
+    assert found.fault_at is None
+    assert 80_000 < len(found.values) < module.MAX_VALUES
+
+
+# --- prefixes -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("survey", SURVEYS)
+def test_every_prefix_of_a_sample_breaks_off_within_itself(survey: str) -> None:
+    """Where a value is cut, the fault lies at most where the bytes end, and what was told before lies before it."""
+    data = min((sample.data for sample in whole(survey)), key=len)
+    start = dissect(data, survey).values[0].offset
+    for n in [*range(1, 60), *range(start + 1, start + 400), *range(len(data) - 60, len(data))]:
+        found = dissect(data[:n], survey)
+        assert found.fault, n
+        assert found.fault_at is not None
+        assert 0 <= found.fault_at <= n
+        assert all(0 <= value.offset <= n for value in found.values)  # a null takes no bytes: it may lie at the end
+        assert all(len(value.text) <= 80 for value in found.values)
+        assert found.data == data[:n]
+
+
+@given(
+    st.binary(max_size=300), st.sampled_from([*SURVEYS, None]), st.sampled_from([b"", b"Obj\x01", b"\0\0\0\x04\x4d"])
+)
+@settings(max_examples=150, deadline=None, derandomize=True)
+def test_any_bytes_are_either_followed_to_their_end_or_have_a_fault(
+    rest: bytes, survey: str | None, start: bytes
+) -> None:
+    found = dissect(start + rest, survey)
+    assert found.form == wire_form(start + rest) or found.form.startswith(f"{wire_form(start + rest)}, read as ")
+    assert (found.fault == "") == (found.fault_at is None) or not start + rest
+    if found.fault_at is None and start + rest:
+        assert max(value.offset for value in found.values) <= len(start + rest)
+    assert [v.offset for v in found.values if not v.text.endswith(" items")] == sorted(
+        v.offset for v in found.values if not v.text.endswith(" items")
+    )
+
+
+@given(
+    st.integers(-(2**63), 2**63 - 1),
+    st.text(max_size=90),
+    st.sampled_from(["a", "b"]),
+    st.binary(min_size=3, max_size=3),
+)
+@settings(max_examples=40, deadline=None)
+def test_every_kind_of_value_is_told_in_words(number: int, text: str, symbol: str, fixed: bytes) -> None:
+    schema = {
+        "type": "record",
+        "name": "All",
+        "fields": [
+            {"name": "long", "type": "long"},
+            {"name": "text", "type": "string"},
+            {"name": "enum", "type": {"type": "enum", "name": "E", "symbols": ["a", "b"]}},
+            {"name": "again", "type": ["null", "E"]},
+            {"name": "fixed", "type": {"type": "fixed", "name": "F", "size": 3}},
+            {"name": "map", "type": {"type": "map", "values": "int"}},
+        ],
+    }
+    record = {"long": number, "text": text, "enum": symbol, "again": symbol, "fixed": fixed, "map": {"k": 7}}
+    found = dissect(generate.container([record], schema), None)
+    assert found.fault_at is None, found.fault
+    told = {value.path: value.text for value in found.values}
+    assert told.pop("text") == text.encode()[:80].decode(errors="backslashreplace")[:80]
+    assert told == {
+        "long": str(number),
+        "enum": symbol,
+        "again": symbol,
+        "fixed": fixed.hex(" "),
+        "map[k]": "7",
+        "map": "1 items",
+    }
+
+
+def test_a_block_that_is_not_one_alert_is_told() -> None:
+    schema = {"type": "record", "name": "One", "fields": [{"name": "x", "type": "int"}]}
+    start = generate.header(schema) + generate.SYNC
+    two = dissect(start + generate.block(b"\x02\x04", 2), None)
+    assert "it claims 2 records, an alert is one" in two.form
+    assert (two.fault_at, two.fault) == (len(start) + 3, "the alert ends here, 1 bytes are left over")
+    short = dissect(start + b"\x02\x14\x02", None)
+    assert "; its block claims 10 bytes, " in short.form
+    ended = dissect(start + generate.block(b"\x02") + b"more", None)
+    assert ended.fault == "the block does not end with its sync marker and the value"
+    assert ended.values == [("x", len(start) + 2, "1")]
+
+
 def test_a_number_that_does_not_end() -> None:
     (writer,) = registry.writers("elasticc")[-1:]
     assert writer.label.startswith("elasticc")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
@@ -47,12 +48,13 @@ class _Reader:
             own = cast(dict[str, Any], found)[self.survey.trigger]
             time = float(own[table.time])
             if table.time_scale == "jd_utc_start":
-                exposure_s = own[str(table.exposure_s)] or self.survey.default_exposure_s
+                told = own[str(table.exposure_s)]
+                exposure_s = self.survey.default_exposure_s if told is None else told
                 time = float(mjd_tai_of_jd_utc(np.array(time), np.array(exposure_s)))
         except container.BAD_BYTES:
             return None
         low, high = self.survey.mandatory[f"{self.survey.trigger}.{table.time}"]
-        is_plausible = low <= (float(own[table.time])) <= high
+        is_plausible = low <= float(own[table.time]) <= high and math.isfinite(time)  # an exposure of NaN s is none
         return Observed(self.survey.name, time) if is_plausible else None
 
 

@@ -76,16 +76,16 @@ def take(messages: Iterable[Message], found: Collected) -> set[int]:
         found.n_records += 1
         try:
             named = cast("dict[str, bytes]", dict(message.headers()))  # type: ignore[arg-type]  # None is a stray
-            prefix, offset = named["alert"].rsplit(b":", 1)
-            model = named["model"]
+            prefix, digits = named["alert"].rsplit(b":", 1)
+            offset, model = int(digits), named["model"]
             if model is None:
                 raise ValueError("header without a value")
-            offsets[prefix, model].append(int(offset))
+            offsets[prefix, model].append(offset)
             if len(named) > 2:
                 if named.get("reason") == _WAITING:
-                    found.waiting[prefix, model].append(int(offset))
+                    found.waiting[prefix, model].append(offset)
                 if ANSWERS in named:
-                    found.answers[prefix, model].append(int(offset))
+                    found.answers[prefix, model].append(offset)
         except (TypeError, KeyError, AttributeError, ValueError, OverflowError):
             found.strays[cast(int, message.partition())].append(cast(int, message.offset()))
     return ended

@@ -117,6 +117,15 @@ def test_every_record_is_an_answer_or_a_stray(headers: Pairs) -> None:
     assert n_offsets + n_strays == found.n_records == 1
 
 
+@pytest.mark.parametrize("digits", [b"", b"x", b"7.0", b"\xff"])
+def test_a_stray_names_no_place_and_no_model(digits: bytes) -> None:
+    """The audit lists both, and would tell of 0 records of a source that there never was."""
+    found = taken(record(of_alert(digits, ("reason", b"damaged"), prefix=b"never:was:0", model=b"never@1")))
+    assert not found.offsets
+    assert not found.waiting
+    assert found.strays[0].tolist() == [0]
+
+
 def test_a_letter_as_it_is_written_is_taken_for_one() -> None:
     """The dead-letter outlet's own headers, through the client's message."""
     letters = []

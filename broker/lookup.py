@@ -38,6 +38,8 @@ class Lookup(BaseModel):
     @field_validator("cache", mode="before")
     @classmethod
     def _beside_the_config(cls, folder: object, info: ValidationInfo) -> object:
-        if not isinstance(folder, str) or not folder:
+        if not isinstance(folder, str):
             return folder
+        if not folder:
+            raise ValueError("is empty; leave it out to use the cache of downloads")
         return Path((info.context or {}).get("folder", Path.cwd())) / Path(folder).expanduser()

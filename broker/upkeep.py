@@ -25,6 +25,8 @@ class Upkeep(BaseModel):
     @field_validator("health_file", mode="before")
     @classmethod
     def _beside_the_config(cls, file: object, info: ValidationInfo) -> object:
-        if file is None or not isinstance(file, str | Path) or not str(file):
+        if not isinstance(file, str | Path):
             return file
+        if not str(file):
+            raise ValueError("is empty; leave it out to have none written")
         return Path((info.context or {}).get("folder", Path.cwd())) / Path(file).expanduser()

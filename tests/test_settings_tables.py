@@ -106,6 +106,7 @@ def test_paths_lie_beside_the_config(table: type[BaseModel], key: str, tmp_path:
     assert getattr(table(), key) is None
     assert getattr(beside(table, {key: None}, tmp_path), key) is None
     assert key in refusal(table, {key: 7})
+    assert f"{key}: Value error, is empty; leave it out" in refusal(table, {key: ""})  # Path("") is where one stands
 
 
 # --- [registry] ---------------------------------------------------------------------------------------------------

@@ -11,15 +11,16 @@ from broker.supervise import FIRST_WAIT_S, LONGEST_WAIT_S, Budget, Seldom, judge
 
 # What stands around the telling line of a streaming query's failure.
 SPARK = """org.apache.spark.sql.streaming.StreamingQueryException: [STREAM_FAILED] Query [id = 4f, runId = 9a] \
-terminated with exception: Job aborted due to stage failure: Task 0 in stage 7.0 failed 1 times, most recent failure: Lost task \
-0.0 in stage 7.0 (TID 12) (localhost executor driver): {first}
+terminated with exception: Job aborted due to stage failure: Task 0 in stage 7.0 failed 1 times, most recent failure: \
+Lost task 0.0 in stage 7.0 (TID 12) (localhost executor driver): {first}
 \tat org.apache.spark.sql.kafka010.KafkaRowWriter.checkForErrors(KafkaWriteTask.scala:150)
 \tat java.base/java.lang.Thread.run(Thread.java:840)
 Caused by: {cause}
 \t... 23 more
 """
 PYTHON = """pyspark.errors.exceptions.captured.StreamingQueryException: [STREAM_FAILED] Query terminated with \
-exception: Job aborted due to stage failure: org.apache.spark.api.python.PythonException: Traceback (most recent call last):
+exception: Job aborted due to stage failure: org.apache.spark.api.python.PythonException: \
+Traceback (most recent call last):
   File "worker.py", line 1, in main
     process()
   File "classify.py", line 1, in classify

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from broker.errors import LedgerError
-from broker.ledger import Balance, Gap, LedgerRow, Run, Span, compare, log_line, runs, spans
+from broker.ledger import Balance, Gap, LedgerRow, Run, Span, compare, log_line, runs, runs_of_true, spans
 
 OFFSETS = st.sets(st.integers(0, 300), max_size=200)
 
@@ -211,4 +211,132 @@ def test_log_line_tells_the_whole_batch() -> None:
         "ztf batch 7: 100 alerts in, 90 classified, 8 abstained (too_few_points 5, bad_pixels 3), "
         "1 rejected (damaged 1), holes 1, run twice 2, already written 2, "
         "500 alerts/s, lag 12, 200 ms (addBatch 150, walCommit 40)"
+    )
+
+
+# --- runs of rejections, sums and sets of runs --------------------------------------------------------------------
+
+
+@given(st.lists(st.booleans(), max_size=60))
+def test_runs_of_true_are_those_of_the_text(flags: list[bool]) -> None:
+    text = "".join("x" if flag else "." for flag in flags)
+    found = runs_of_true(np.array(flags, np.bool_))
+    assert found == (
+        len(text) - len(text.lstrip("x")),
+        max(map(len, text.split(".")), default=0),
+        len(text) - len(text.rstrip("x")),
+    )
+    assert all(isinstance(n, int) for n in found)  # they go into JSON
+
+
+@given(OFFSETS, OFFSETS, OFFSETS)
+def test_what_is_settled_is_the_difference_of_sets(missing: set[int], holes: set[int], expired: set[int]) -> None:
+    gaps = tuple(Gap("night", 0, *run) for run in as_runs(missing))
+    balance = Balance(expected=len(missing), answered=0, missing=gaps)
+    settled = balance.with_holes(Gap("night", 0, *run) for run in as_runs(holes))
+    settled = settled.with_expired(Gap("night", 0, *run) for run in as_runs(expired))
+    assert settled.holes == len(missing & holes)
+    assert settled.expired == len((missing - holes) & expired)
+    left = missing - holes - expired
+    assert expand([(gap.first, gap.last) for gap in settled.missing]) == left
+    assert settled.is_balanced == (not left)
+    assert settled.expected == settled.answered + settled.holes + settled.expired + len(left)
+
+
+@given(
+    st.dictionaries(st.sampled_from(["classified/ok", "abstained/a", "abstained/b", "rejected/c"]), st.integers(1, 99))
+)
+def test_counts_by_status_are_the_same_counts_the_largest_first(counts: dict[str, int]) -> None:
+    sums = Balance(expected=0, answered=0, counts=counts).by_status()
+    assert list(sums) == ["classified", "abstained", "rejected"]
+    assert {f"{status}/{reason}": n for status, reasons in sums.items() for reason, n in reasons.items()} == counts
+    for reasons in sums.values():
+        assert list(reasons.values()) == sorted(reasons.values(), reverse=True)
+
+
+def test_equal_counts_are_in_the_order_of_their_names() -> None:
+    sums = Balance(expected=0, answered=0, counts={"rejected/b": 2, "rejected/a": 2, "other/x": 1}).by_status()
+    assert list(sums["rejected"]) == ["a", "b"]
+    assert sums["other"] == {"x": 1}  # a status of a later version is not lost
+
+
+@pytest.mark.parametrize(
+    ("gap", "text"), [(Gap("night", 3, 5, 5), "night:3:5"), (Gap("night", 3, 5, 9), "night:3:5-9")]
+)
+def test_gaps_in_words(gap: Gap, text: str) -> None:
+    assert str(gap) == text
+
+
+@pytest.mark.parametrize(
+    ("outlets", "is_balanced"),
+    [
+        ({}, True),
+        ({"a": {"written": 3, "filtered": 0}}, True),
+        ({"a": {"written": 0, "filtered": 3, "already_written": 0}, "b": {"written": 3}}, True),
+        ({"a": {"written": 2, "filtered": 0}}, False),
+        ({"a": {"written": 3, "filtered": 0}, "b": {"written": 4}}, False),
+        ({"a": {}}, False),
+    ],
+)
+def test_each_verdict_that_was_read_is_written_or_filtered(
+    outlets: dict[str, dict[str, int]], is_balanced: bool
+) -> None:
+    """Of five alerts two are rejected: they go to no outlet."""
+    counts = {"classified/ok": 2, "abstained/a": 1, "rejected/b": 2}
+    balance = Balance(expected=5, answered=5, counts=counts, outlets=outlets)
+    assert balance.is_balanced == is_balanced
+    sent = row([(0, 4)], counts=counts, outlets=outlets)
+    if is_balanced:
+        balance.check("ztf", 7)
+        assert LedgerRow.from_json(sent.to_json()) == sent
+    else:
+        with pytest.raises(LedgerError, match=r"outlet [ab]: \d written and 0 filtered of 3 verdicts"):
+            balance.check("ztf", 7)
+        with pytest.raises(LedgerError, match=r"outlet [ab]: "):
+            LedgerRow.from_json(sent.to_json())
+
+
+ROWS = st.builds(
+    lambda offsets, **rest: row(as_runs(offsets), **rest),
+    st.sets(st.integers(0, 2**62), max_size=20),
+    topic=st.text(min_size=1, max_size=20),
+    partition=st.integers(0, 2**31 - 1),
+    batch=st.integers(0, 2**62),
+    task=st.integers(-1, 2**31 - 1),
+    rejected_runs=st.tuples(st.integers(0, 9), st.integers(0, 9), st.integers(0, 9)),
+    expired=st.lists(st.tuples(st.integers(0, 9), st.integers(9, 20)), max_size=3).map(tuple),
+)
+
+
+@given(ROWS)
+def test_any_row_survives_the_topic(sent: LedgerRow) -> None:
+    assert LedgerRow.from_json(sent.to_json()) == sent
+    assert LedgerRow.from_json(sent.to_json().decode()) == sent
+
+
+@given(ROWS, st.data())
+def test_a_row_that_is_cut_is_refused(sent: LedgerRow, data: st.DataObject) -> None:
+    value = sent.to_json()
+    with pytest.raises(LedgerError, match="not a ledger row"):
+        LedgerRow.from_json(value[: data.draw(st.integers(0, len(value) - 1))])
+
+
+@given(st.dictionaries(st.sampled_from("01234567"), st.tuples(st.integers(0, 99), st.integers(0, 99)), min_size=1))
+def test_spans_are_the_same_from_text_and_from_tables(partitions: dict[str, tuple[int, int]]) -> None:
+    start = {"night": {p: first for p, (first, _) in partitions.items()}}
+    end = {"night": {p: first + n for p, (first, n) in partitions.items()}}
+    found = spans(start, end)
+    assert found == spans(json.dumps(start), json.dumps(end)) == spans(None, json.dumps(end), json.dumps(start))
+    assert [(s.partition, s.first, s.last_exclusive) for s in found] == [
+        (int(p), first, first + n) for p, (first, n) in sorted(partitions.items())
+    ]
+    assert not any(span.is_new for span in found)
+    assert all(span.is_new and span.first == 0 for span in spans({}, end))
+
+
+def test_a_line_names_outlets_rates_and_what_is_not_known() -> None:
+    outlets = {"b": {"written": 2}, "a": {"written": 0}}
+    line = log_line("ztf", 3, Balance(expected=0, answered=0, outlets=outlets), {})
+    assert line == (
+        "ztf batch 3: 0 alerts in, 0 classified, 0 abstained, 0 rejected, 0 to a, 2 to b, lag unknown, 0 ms"
     )

@@ -31,6 +31,8 @@ MAX_HEADER_BYTES = 2**20  # real ones have up to 60 kB
 BAD_BYTES = (EOFError, IndexError, KeyError, TypeError, ValueError, OverflowError, MemoryError)
 _BAD_SCHEMA = (*BAD_BYTES, AttributeError, RecursionError, SchemaParseException, UnknownType)
 _BAD_PACKING = (*BAD_BYTES, zlib.error, zstd.ZstdError, cramjam.DecompressionError)
+# fastavro walks over a number or bytes that are cut short without a word; with one byte more it is seen to go too far.
+_BEHIND = b"\x00"
 _META = fastavro.parse_schema({"type": "map", "values": "bytes"})
 
 
@@ -126,7 +128,7 @@ def unpacked(block: bytes, codec: str) -> bytes:
 
 def _split(data: bytes, count: int, schema: _Walkable) -> list[bytes]:
     """The records of a block, found by walking over them without making Python objects."""
-    file, ends = BytesIO(data), [0]
+    file, ends = BytesIO(data + _BEHIND), [0]
     if count > len(data):
         raise Unreadable(f"a block claims {count} records in {len(data)} bytes")
     try:
@@ -135,7 +137,9 @@ def _split(data: bytes, count: int, schema: _Walkable) -> list[bytes]:
             ends.append(file.tell())
     except BAD_BYTES as error:
         raise Unreadable(f"record {len(ends) - 1} of a block: {type(error).__name__}") from error
-    if ends[-1] != len(data):
+    if ends[-1] > len(data):
+        raise Unreadable(f"record {len(ends) - 2} of a block ends behind it")
+    if ends[-1] < len(data):
         raise Unreadable(f"{len(data) - ends[-1]} bytes of a block belong to no record")
     return [data[start:end] for start, end in pairwise(ends)]
 

@@ -3,6 +3,7 @@
 import io
 import json
 import random
+from typing import Any
 
 import fastavro
 import generate
@@ -144,3 +145,23 @@ def test_a_body_fits_its_own_layout() -> None:
     assert container.fits(text, body)
     assert not container.fits(text, body + b"\x00")
     assert not container.fits(text, b"")
+
+
+@pytest.mark.parametrize(
+    "kind", ["float", "double", "bytes", "string", "long", {"type": "fixed", "name": "F", "size": 9}]
+)
+def test_a_record_whose_last_value_is_cut_short_is_none(kind: Any) -> None:
+    """fastavro walks over missing bytes of a number or of text without a word."""
+    value = {"float": 1.5, "double": 1.5, "bytes": b"123456789", "string": "123456789", "long": 2**40}
+    schema = {"type": "record", "name": "One", "fields": [{"name": "x", "type": kind}]}
+    body = generate.body({"x": value[kind] if isinstance(kind, str) else b"123456789"}, schema)
+    text = json.dumps(schema)
+    assert container.fits(text, body)
+    assert not container.fits(text, body + b"\x00")
+    for n in range(len(body)):
+        assert not container.fits(text, body[:n]), n
+        if n:
+            value_of = generate.header(schema) + generate.SYNC + generate.block(body + body[:n], 2)
+            header, end = container.read_header(value_of)
+            with pytest.raises(container.Unreadable, match=r"record 1 of a block"):
+                list(container.records(header, io.BytesIO(value_of[end:])))

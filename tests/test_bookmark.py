@@ -109,7 +109,10 @@ def test_a_replay_that_was_killed_holds_nobody_up(tmp_path: Path) -> None:
         "mark.write(5, 'a:4', at_once=True)\nprint(os.getpid(), flush=True)\nsys.stdin.read()\n"
     )
     with subprocess.Popen(
-        [sys.executable, "-c", code, TARGET, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-P", "-c", code, TARGET, str(tmp_path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
     ) as other:
         assert other.stdout is not None
         pid = int(other.stdout.readline())

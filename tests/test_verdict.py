@@ -6,11 +6,13 @@ from typing import Any
 import numpy as np
 import pytest
 from decoding import policy
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from broker import surveys
 from broker.gather import Gathered
 from broker.lightcurve import LightCurves, PointCounts, Points, Summary
-from broker.verdict import ABSTAINED, CLASSIFIED, REASONS, REJECTED, judge, points_hashes
+from broker.verdict import ABSTAINED, CLASSIFIED, REASONS, REJECTED, Verdicts, judge, points_hashes, uncounted
 
 
 def test_lists_are_closed() -> None:
@@ -126,3 +128,53 @@ def test_hash_is_the_same_on_every_machine_and_in_every_version() -> None:
     two = LightCurves.concatenate([curve(), curve(flux=-1.5, band=0, detected=0)])
     joined = LightCurves(np.array([0, 2, 2]), two.mjd_tai, two.band, two.flux, two.flux_err, two.detected)
     assert points_hashes(joined) == ["8a56e9072b1fe9e0", "e4a6a0577479b2b4"]
+
+
+POINT = st.tuples(
+    st.floats(50_000, 70_000),
+    st.integers(0, 8),
+    st.floats(-1e6, 1e6, width=32),
+    st.floats(2.0**-10, 1e5, width=32),
+    st.booleans(),
+)
+Point = tuple[float, int, float, float, bool]
+
+
+def curves_of(lists: list[list[Point]]) -> LightCurves:
+    points = [point for one in lists for point in one]
+    offsets = np.cumsum([0, *map(len, lists)])
+    kinds = (np.float64, np.int8, np.float32, np.float32, np.bool_)
+    columns: list[Any] = [np.array([p[i] for p in points], kind) for i, kind in enumerate(kinds)]
+    return LightCurves(offsets, *columns)
+
+
+@given(st.lists(st.lists(POINT, max_size=4), min_size=1, max_size=6))
+@settings(deadline=None)
+def test_hashes_are_equal_exactly_where_the_points_are(lists: list[list[Point]]) -> None:
+    doubled = [*lists, *lists[::-1]]
+    hashes = points_hashes(curves_of(doubled))
+    assert hashes == [points_hashes(curves_of([one]))[0] for one in doubled]
+    for i, one in enumerate(doubled):
+        for j, other in enumerate(doubled):
+            same = [tuple(map(repr, point)) for point in one] == [tuple(map(repr, point)) for point in other]
+            assert (hashes[i] == hashes[j]) == same
+
+
+# --- what the limits pass over, and verdicts in words -------------------------------------------------------------
+
+
+def test_the_limits_pass_over_tombstones_and_schemas_that_are_still_to_come() -> None:
+    assert uncounted(learns_schemas=False) == {"rejected/empty"}
+    assert uncounted(learns_schemas=True) == {"rejected/empty", "rejected/schema_unavailable"}
+    known = {f"{status}/{reason}" for status, reasons in REASONS.items() for reason in reasons}
+    assert uncounted(learns_schemas=True) <= known
+
+
+def test_codes_become_the_words_of_the_lists() -> None:
+    """Code 0 is a classification, the others are abstentions in the order of their list."""
+    n = 1 + len(REASONS[ABSTAINED])
+    nothing: Any = None
+    verdicts = Verdicts(*[nothing] * 9, reason=np.arange(n))
+    assert len(verdicts) == n
+    assert verdicts.reasons() == ["ok", *REASONS[ABSTAINED]]
+    assert verdicts.statuses() == [CLASSIFIED] + [ABSTAINED] * (n - 1)

@@ -164,6 +164,12 @@ def test_a_lasting_cause_is_found_among_others() -> None:
     assert judge(text).cause == "Caused by: java.io.IOException: No space left on device"
 
 
+def test_a_line_of_the_stack_that_names_the_fault_does_not_tell() -> None:
+    name = "org.apache.kafka.common.errors.TopicAuthorizationException"
+    text = f"a.b.Outer: x\nCaused by: {name}: Not authorized\n\tat {name}.of({name}.java:7)\n"
+    assert judge(text).cause == f"Caused by: {name}: Not authorized"
+
+
 @given(st.text(max_size=600))
 def test_any_text_has_a_kind_and_a_cause_of_one_line(text: str) -> None:
     fault = judge(text)

@@ -85,7 +85,7 @@ def baseline(path: Path) -> dict[str, float]:
         curves, counts = merge(gathered.points, len(structs), gathered.mjd_tai)
         summary = summarise(curves)
         probabilities = loaded.predict(thin(curves, loaded.card.max_points))
-        evident = probabilities.max(axis=1) >= loaded.card.threshold("ztf", summary.n_detections)
+        evident = loaded.card.evident("ztf", probabilities, summary)
         n += len(judge(gathered, survey, work.settings, counts, summary, loaded.card.min_points, evident))
     return {"cpu_s": time.process_time() - before, "n": n}
 
@@ -216,7 +216,7 @@ def replays(n: int, rounds: int, folder: Path) -> dict[str, Any]:
 def main() -> int:
     """0 if the bars are reached: 1.5 and 3 times the baseline, 0.8 of the bare producer."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--alerts", type=int, default=8_000)
+    parser.add_argument("--alerts", type=int, default=20_000)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--child", choices=CHILDREN)

@@ -66,7 +66,7 @@ def _about(runs: Sequence[dict[str, Any]]) -> str:
     busy = f"; load average at their ends: median {statistics.median(loads):.1f}" if loads else ""
     starts = sum(run["starts"] for run in runs)
     stops = sum(run.get("limit_stops", 0) for run in runs)
-    limit = f" The limit on rejections stopped it {stops} times, each at 60 % damage." if stops else ""
+    limit = f" At 60 % damage the limit on rejections ended it (so often: {stops})." if stops else ""
     return f"Runs of {'; '.join(told)}. The job was started {starts} times{busy}.{limit}"
 
 

@@ -103,7 +103,8 @@ def prepare(
     ]
     output = config.output.model_copy(update=outputs)
     upkeep = config.service.model_copy(update={"health_file": None})  # that one tells of the live job
-    changes = {"sources": tuple(moved), "output": output, "outlets": (), "service": upkeep}  # readers have had theirs
+    # Further outlets are the live job's: their consumers must not get a verdict twice.
+    changes = {"sources": tuple(moved), "output": output, "service": upkeep, "outlets": ()}
     return config.model_copy(update=changes), ends
 
 

@@ -2,6 +2,7 @@
 
 from array import array
 from collections import Counter
+from typing import Any, cast
 
 import pytest
 from confluent_kafka import KafkaError as Fault
@@ -18,7 +19,7 @@ NIGHT, MODEL = b"ztf:night:0", b"m@1"
 
 
 def record(headers: Pairs | None, offset: int = 0, partition: int = 0, value: bytes | None = b"v") -> Message:
-    return Message(topic="out", partition=partition, offset=offset, headers=headers, value=value)
+    return Message(topic="out", partition=partition, offset=offset, headers=cast(Any, headers), value=value)
 
 
 def of_alert(

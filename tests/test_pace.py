@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -92,7 +93,7 @@ def test_an_alert_from_before_the_first_one_goes_at_once() -> None:
 @pytest.mark.parametrize("name", ["rate", "speed", "visits"])
 @pytest.mark.parametrize("value", [0, -1, math.inf, math.nan, -math.inf])
 def test_a_pace_lies_between_nothing_and_infinity(name: str, value: float) -> None:
-    given_ = {"rate": None, "speed": None, "visits": None} | {name: value}
+    given_: dict[str, Any] = {"rate": None, "speed": None, "visits": None} | {name: value}
     with pytest.raises(ConfigError) as refused:
         pace_of(**given_)
     assert str(refused.value).startswith(f"{name} {value!r}: ")

@@ -34,7 +34,7 @@ def arrays(names: list[str], ra: list[float], dec: list[float]) -> tuple[Strings
 
 def apart(n: int) -> tuple[Floats, Floats]:
     """n places that lie a degree from each other."""
-    return np.arange(n) % 360 * 1.0, np.arange(n) // 360 - 40.0
+    return np.float64(1) * (np.arange(n) % 360), np.arange(n) // 360 - np.float64(40)
 
 
 def by_hand(names: Strings, ra: Floats, dec: Floats) -> list[set[int]]:

@@ -173,8 +173,8 @@ def test_the_limits_pass_over_tombstones_and_schemas_that_are_still_to_come() ->
 def test_codes_become_the_words_of_the_lists() -> None:
     """Code 0 is a classification, the others are abstentions in the order of their list."""
     n = 1 + len(REASONS[ABSTAINED])
-    nothing: Any = None
-    verdicts = Verdicts(*[nothing] * 9, reason=np.arange(n))
+    parts: list[Any] = [*[None] * 9, np.arange(n)]  # the reason codes alone matter
+    verdicts = Verdicts(*parts)
     assert len(verdicts) == n
     assert verdicts.reasons() == ["ok", *REASONS[ABSTAINED]]
     assert verdicts.statuses() == [CLASSIFIED] + [ABSTAINED] * (n - 1)

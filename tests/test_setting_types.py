@@ -158,12 +158,13 @@ def test_a_cone_lies_on_the_sky(wrong: dict[str, Any]) -> None:
 
 @given(st.floats(0, 30), st.floats(0, 30), st.integers(0, 50), st.integers(0, 50))
 def test_limits_in_the_wrong_order_are_refused_and_equal_ones_are_not(a: float, b: float, n: int, m: int) -> None:
-    for limits, is_wrong in (
+    cases: list[tuple[dict[str, Any], bool]] = [
         ({"brightest_mag": a, "faintest_mag": b}, a > b),
         ({"min_detections": n, "max_detections": m}, n > m),
-    ):
+    ]
+    for limits, is_wrong in cases:
         if is_wrong:
             with pytest.raises(ValidationError, match="lets nothing through"):
-                Filter(**limits)  # type: ignore[arg-type]  # fields by name
+                Filter(**limits)
         else:
-            Filter(**limits)  # type: ignore[arg-type]
+            Filter(**limits)

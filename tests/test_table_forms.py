@@ -305,7 +305,7 @@ def test_a_struct_of_another_writer_is_made_ours(survey: str) -> None:
 @given(st.lists(st.none() | st.lists(st.none() | st.integers(-(2**40), 2**40), max_size=4), max_size=6))
 def test_lists_stay_what_they_are(lists: list[list[int | None] | None]) -> None:
     made = pa.array(
-        [x and [{"id": v} for v in x] if x is not None else None for x in lists],
+        [None if x is None else [{"id": v} for v in x] for x in lists],
         pa.large_list(pa.struct([("id", pa.float64())])),
     )
     found = table_rows.conform(made, [{"id": "long"}])

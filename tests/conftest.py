@@ -1,5 +1,6 @@
 """What all tests share: one embedded Kafka, one Spark session, and the rule that a skipped test is a failure."""
 
+import logging
 import os
 from collections.abc import Generator, Iterator
 from pathlib import Path
@@ -26,6 +27,15 @@ def spark() -> Iterator[SparkSession]:
     running = session.start("tests", "local[2]", "2g")
     yield running
     running.stop()
+
+
+@pytest.fixture(autouse=True)
+def _log_of_nobody() -> None:
+    """A command that ran in this process has sent the log to its terminal; each test finds it as it is at first."""
+    logger = logging.getLogger("broker")
+    logger.propagate = True
+    logger.setLevel(logging.NOTSET)
+    logger.handlers.clear()
 
 
 @pytest.fixture(scope="session")

@@ -121,9 +121,15 @@ def broker(
 class Running:
     """A command under way, in a session of its own, so that all that it starts can be told from the rest."""
 
-    def __init__(self, log: Path, *args: str | Path, command: Sequence[str] = BROKER) -> None:
+    def __init__(
+        self,
+        log: Path,
+        *args: str | Path,
+        command: Sequence[str] = BROKER,
+        changes: Mapping[str, str] | None = None,
+    ) -> None:
         self.log = log
-        environment = {**os.environ, "COLUMNS": "200", "NO_COLOR": "1"}
+        environment = {**os.environ, "COLUMNS": "200", "NO_COLOR": "1", **(changes or {})}
         with log.open("wb") as output:
             self.process = subprocess.Popen(
                 [*command, *map(str, args)], stdout=output, stderr=output, start_new_session=True, env=environment

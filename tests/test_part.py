@@ -118,11 +118,6 @@ def test_parts_by_time_and_what_they_cannot_be(ran: Ran, tmp_path: Path) -> None
     assert json.loads(str(moved.sources[0].start)) == {"part-in": {"0": 5, "1": 5}}
     assert moved.output.topics == ("x-classifications", "x-dead-letters", "x-ledger")
     assert moved.sources[0].checkpoint == tmp_path / "a" / "ztf"
-    outlet = '[[outlet]]\nname = "more"\nkind = "json"\ntopic = "part-more"\n'
-    (tmp_path / "more.toml").write_text(ran.config.read_text() + outlet)
-    with_outlet = config.load(tmp_path / "more.toml")
-    assert with_outlet.outlets
-    assert prepare(with_outlet, "x", tmp_path / "a", (), None, None)[0].outlets == ()
     assert prepare(loaded, "x", tmp_path / "a", (), None, None)[1] == ends  # as it was begun
     _, whole_topic = prepare(loaded, "x", tmp_path / "b", ("ztf",), None, None)
     assert sum(whole_topic["ztf"]["part-in"].values()) == len(VALUES)

@@ -44,7 +44,8 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp
         except SystemExit as end:
             code = int(end.code or 0)
         told = capsys.readouterr()
-        return code, *(" ".join(text.replace("│", " ").split()) for text in told)
+        out, errors = (" ".join(text.replace("│", " ").split()) for text in told)
+        return code, out, errors
 
     return run_it
 
@@ -228,9 +229,16 @@ def test_a_labelled_set_that_is_none_is_named(run: Run, tmp_path: Path) -> None:
 
 
 def test_what_is_compared_is_told_on_standard_output(run: Run, tmp_path: Path) -> None:
-    record = {"source_id": 1, "status": "classified", "class_name": "SNIa", "flux": 1.5, "alert_offset": 7}
+    record: dict[str, object] = {
+        "source_id": 1,
+        "status": "classified",
+        "class_name": "SNIa",
+        "flux": 1.5,
+        "alert_offset": 7,
+    }
     paths = [tmp_path / f"{name}.jsonl" for name in ("a", "b", "c")]
-    for path, change in zip(paths, ({}, {"alert_offset": 9}, {"flux": 1.25}), strict=True):
+    changes: list[dict[str, object]] = [{}, {"alert_offset": 9}, {"flux": 1.25}]
+    for path, change in zip(paths, changes, strict=True):
         path.write_text(json.dumps(record | change) + "\n")
     code, out, told = run("models", "compare", paths[0], paths[1])
     assert (code, told) == (0, "")

@@ -357,23 +357,26 @@ def test_taking_rows_takes_all_parts_of_them(given_: tuple[str, list[Row], Batch
 # --- filters --------------------------------------------------------------------------------------------------------
 
 
+# Whole numbers, which hypothesis spreads over the sphere where its floats gather at 0.
+longitudes, latitudes = st.integers(0, 359).map(float), st.integers(-90, 90).map(float)
+radii = st.integers(0, 179).map(lambda degrees: degrees + 0.3)
+cones = st.builds(Cone, ra=longitudes, dec=latitudes, radius_deg=radii)
+
+
 @st.composite
 def filters_(draw: st.DrawFn) -> Filter:
-    low = draw(optional(st.floats(10, 25)))
-    least = draw(st.integers(0, 1500))
-    cone = optional(
-        st.builds(Cone, ra=st.floats(0, 360, exclude_max=True), dec=st.floats(-90, 90), radius_deg=st.floats(0.1, 180))
-    )
+    """Each condition is there or not, so that the others decide too."""
+    low, least = draw(optional(st.floats(10, 25))), draw(st.just(0) | st.integers(0, 1500))
     return Filter(
-        statuses=draw(st.sampled_from([("classified",), ("abstained",), EITHER])),
-        classes=tuple(draw(st.sets(st.sampled_from(CLASSES), max_size=4))),
-        min_probability=draw(st.floats(0, 1)),
-        bands=tuple(draw(st.sets(st.sampled_from(BANDS[:9]), max_size=6))),
+        statuses=draw(st.sampled_from([EITHER, ("classified",), ("abstained",)])),
+        classes=tuple(draw(st.just(set()) | st.sets(st.sampled_from(CLASSES), max_size=6))),
+        min_probability=draw(st.just(0.0) | st.floats(0, 1)),
+        bands=tuple(draw(st.just(set()) | st.sets(st.sampled_from(BANDS[:9]), max_size=6))),
         min_detections=least,
         max_detections=draw(optional(st.integers(least, 2000))),
         brightest_mag=low,
         faintest_mag=draw(optional(st.floats(low or 10, 30))),
-        cone=draw(cone),
+        cone=draw(optional(cones)),
     )
 
 
@@ -419,6 +422,14 @@ def holds(wanted: Filter, row: Row) -> bool:
 def test_a_filter_keeps_what_the_plain_predicate_keeps(given_: tuple[str, list[Row], Batch], wanted: Filter) -> None:
     _, rows, batch = given_
     assert passes(wanted, batch.columns).tolist() == [holds(wanted, row) for row in rows]
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.tuples(longitudes, latitudes), min_size=5, max_size=20), cones)
+def test_a_cone_keeps_what_lies_within_its_radius(places: list[tuple[float, float]], cone: Cone) -> None:
+    rows = [verdict_of("lsst", ra=ra, dec=dec) for ra, dec in places]
+    due = [holds(Filter(statuses=EITHER, cone=cone), row) for row in rows]
+    assert passes(Filter(statuses=EITHER, cone=cone), batch_of("lsst", rows).columns).tolist() == due
 
 
 @settings(max_examples=25, deadline=None)

@@ -105,9 +105,9 @@ def test_a_body_is_framed_by_a_schema_that_reads_it_alone() -> None:
 @given(st.binary(max_size=40))
 def test_bytes_of_any_kind_are_framed_or_refused(data: bytes) -> None:
     """And nothing else is raised."""
-    for change in (lambda: in_frame(data, 1000), lambda: in_frame(b"Obj\x01" + data, 7), lambda: in_container(data)):
+    for schema_id, value in ((1000, data), (7, b"Obj\x01" + data), (None, data)):
         try:
-            found = change()
+            found = in_container(value) if schema_id is None else in_frame(value, schema_id)
         except container.Unreadable:
             continue
         assert found is not None

@@ -117,13 +117,14 @@ def _planned(checkpoint: Path, batch: int) -> tuple[int, Offsets]:
         raise LedgerError(
             f"checkpoint {path}: offsets of {len(lines) - 2} sources; a query of this broker has exactly one"
         )
+    end = _offsets(path, lines[2])
     try:
         planned_at = int(json.loads(lines[1])["batchTimestampMs"])
     except (ValueError, KeyError, TypeError) as error:
         raise LedgerError(
             f"checkpoint {path}: no batchTimestampMs in {lines[1][:100]!r}; restore the folder or start a new one"
         ) from error
-    return planned_at, _offsets(path, lines[2])
+    return planned_at, end
 
 
 def _lines(path: Path) -> list[str]:

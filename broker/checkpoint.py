@@ -8,7 +8,6 @@ Format as Spark 4.1.1 writes it: `offsets/N` (planned) holds "v1", a line of met
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from broker.errors import LedgerError
 from broker.ledger import Offsets, Span, spans
@@ -53,12 +52,12 @@ def committed_spans(checkpoint: Path, number: int | None = None) -> Committed | 
     if not committed:
         return None
     batch = committed[-1] if number is None else number
-    metadata, end = _planned(checkpoint, batch)
+    planned_at, end = _planned(checkpoint, batch)
     start = initial_offsets(checkpoint) if batch == 0 else _planned(checkpoint, batch - 1)[1]
     if start is None:
         raise LedgerError(f"checkpoint {checkpoint}: sources/0/0 is missing; restore the folder or start a new one")
     later = planned[-1] if planned and planned[-1] > batch else None
-    return Committed(query_id(checkpoint), batch, spans(start, end), int(metadata["batchTimestampMs"]), later)
+    return Committed(query_id(checkpoint), batch, spans(start, end), planned_at, later)
 
 
 def planned_spans(checkpoint: Path) -> tuple[int, list[Span]] | None:
@@ -94,7 +93,7 @@ def newest_planned(checkpoint: Path) -> int | None:
 
 def planned_at_ms(checkpoint: Path, batch: int) -> int:
     """When a batch was planned, by the driver's clock, ms since 1970. Raises LedgerError if its entry is not whole."""
-    return int(_planned(checkpoint, batch)[0]["batchTimestampMs"])
+    return _planned(checkpoint, batch)[0]
 
 
 def query_id(checkpoint: Path) -> str:
@@ -102,7 +101,7 @@ def query_id(checkpoint: Path) -> str:
     path = checkpoint / "metadata"
     try:
         return str(json.loads(path.read_text(encoding="utf-8"))["id"])
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise LedgerError(f"checkpoint {path}: no query id: {error}; restore the folder or start a new one") from error
 
 
@@ -110,14 +109,22 @@ def _batches(folder: Path) -> list[int]:
     return sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit()) if folder.is_dir() else []
 
 
-def _planned(checkpoint: Path, batch: int) -> tuple[dict[str, Any], Offsets]:
+def _planned(checkpoint: Path, batch: int) -> tuple[int, Offsets]:
+    """When a batch was planned (ms since 1970), and its end."""
     path = checkpoint / "offsets" / str(batch)
     lines = _lines(path)
     if len(lines) != 3:
         raise LedgerError(
             f"checkpoint {path}: offsets of {len(lines) - 2} sources; a query of this broker has exactly one"
         )
-    return json.loads(lines[1]), _offsets(path, lines[2])
+    end = _offsets(path, lines[2])
+    try:
+        planned_at = int(json.loads(lines[1])["batchTimestampMs"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise LedgerError(
+            f"checkpoint {path}: no batchTimestampMs in {lines[1][:100]!r}; restore the folder or start a new one"
+        ) from error
+    return planned_at, end
 
 
 def _lines(path: Path) -> list[str]:
@@ -137,6 +144,8 @@ def _lines(path: Path) -> list[str]:
 def _offsets(path: Path, line: str) -> Offsets:
     try:
         offsets: Offsets = json.loads(line)
-    except ValueError as error:
-        raise LedgerError(f"checkpoint {path}: offsets are not JSON: {line[:100]!r}") from error
-    return offsets
+        return {t: {str(int(p)): int(offset) for p, offset in parts.items()} for t, parts in offsets.items()}
+    except (ValueError, TypeError, AttributeError) as error:
+        raise LedgerError(
+            f"checkpoint {path}: offsets are not JSON of topics and partitions: {line[:100]!r}"
+        ) from error

@@ -96,10 +96,11 @@ def complaint(file: Path, within_s: float, wants_ready: bool = False) -> str | N
         if found["health"] != 1:
             return f"{file}: version {found['health']!r}, this broker reads 1"
         age_s = (datetime.now(UTC) - datetime.fromisoformat(found["time"])).total_seconds()
-        state, is_ready, sources = str(found["state"]), bool(found["ready"]), dict(found["sources"])
+        state, is_ready = str(found["state"]), bool(found["ready"])
+        sources = {name: dict(source) for name, source in found["sources"].items()}
     except OSError as error:
         return f"{file}: {error.strerror}: the job has not started, or writes another file"
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         return f"{file}: not a health file: {error!r}"
     if state in ("stopped", "failed"):
         return f"the job has {state}" + (f": {found.get('why')}" if found.get("why") else "")

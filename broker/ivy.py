@@ -110,10 +110,15 @@ def proxy_properties(home: Path) -> dict[str, str]:
 
 
 def _proxy(scheme: str, address: str) -> dict[str, str]:
-    parts = urlsplit(address if "//" in address else f"//{address}")
-    if not parts.hostname:
-        raise UsageError(f"{scheme}_proxy={address!r}: no host in it; write http://HOST:PORT")
-    properties = {f"{scheme}.proxyHost": parts.hostname, f"{scheme}.proxyPort": str(parts.port or 80)}
+    told = f"{scheme}_proxy={address.rpartition('@')[2]!r}"  # without the login
+    try:
+        parts = urlsplit(address if "//" in address else f"//{address}")
+        host, port = parts.hostname, parts.port or 80
+    except ValueError as error:
+        raise UsageError(f"{told}: {error}; write http://HOST:PORT") from None
+    if not host:
+        raise UsageError(f"{told}: no host in it; write http://HOST:PORT")
+    properties = {f"{scheme}.proxyHost": host, f"{scheme}.proxyPort": str(port)}
     if parts.username:  # Java refuses Basic logins to proxies unless told otherwise
         properties |= {"http.proxyUser": unquote(parts.username), "http.proxyPassword": unquote(parts.password or "")}
         properties["jdk.http.auth.tunneling.disabledSchemes"] = ""

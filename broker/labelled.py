@@ -121,7 +121,7 @@ def rows_of(known: pd.Series, wanted: pd.Series, folder: Path) -> NDArray[np.int
         known, wanted = known.astype(str), wanted.astype(str)
     index = pd.Index(known)
     if not index.is_unique:
-        twice = index[index.duplicated()][0]
+        twice = index[index.duplicated()].tolist()[0]
         raise ArchiveError(f"{folder / 'metadata.parquet'}: object_id {twice!r} stands in it more than once")
     return np.asarray(index.get_indexer(pd.Index(wanted)), np.int64)
 

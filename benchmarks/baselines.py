@@ -41,7 +41,7 @@ from broker.wire import CONTAINER_MAGIC, FRAME_BYTES, schema_id_of
 
 ARROW_ROWS = session.ARROW_BATCH_ROWS
 # The product's producer: service._sink_options for topics of 1 MB.
-PRODUCER = {"kafka.acks": "all", "kafka.linger.ms": "5"}
+PRODUCER = {"kafka.acks": "all", "kafka.linger.ms": "5", "kafka.batch.size": "131072"}
 MAX_FETCH_BYTES = 2**30
 
 Record = dict[str, Any]

@@ -85,6 +85,7 @@ def _sink_options(limits: dict[str, int]) -> dict[str, str]:
         "kafka.max.request.size": str(largest + 65_536),
         "kafka.buffer.memory": str(max(33_554_432, 2 * largest)),
         "kafka.linger.ms": "5",
+        "kafka.batch.size": "131072",
         "kafka.acks": "all",
     }
 

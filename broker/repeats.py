@@ -15,6 +15,8 @@ from typing import Any, cast
 
 import fastavro
 import numpy as np
+from fastavro.read import SchemaResolutionError
+from fastavro.schema import SchemaParseException, UnknownType
 
 from broker.container import Unreadable, read_header
 from broker.reconcile import Integers, Place, place_of
@@ -22,6 +24,22 @@ from broker.topics import read_all
 
 TELL_EVERY = 10_000
 _WANTED = ("source_id", "points_hash", "alert_timestamp")
+
+# What fastavro and json say of bytes that are no record of ours.
+_NO_RECORD = (
+    Unreadable,
+    SchemaParseException,
+    SchemaResolutionError,
+    UnknownType,
+    RecursionError,
+    OverflowError,
+    EOFError,
+    IndexError,
+    KeyError,
+    TypeError,
+    ValueError,
+    AttributeError,
+)
 
 
 @dataclass(frozen=True)
@@ -111,8 +129,9 @@ def read_record(value: bytes) -> tuple[int, int, int] | None:
         fastavro.schemaless_reader(file, "long", None)
         fastavro.schemaless_reader(file, "long", None)
         record = cast("dict[str, Any]", fastavro.schemaless_reader(file, *_schemas(header)))
-        return int(record["source_id"]), int(record["points_hash"], 16), int(record["alert_timestamp"] or 0)
-    except (Unreadable, EOFError, IndexError, KeyError, TypeError, ValueError, AttributeError):
+        points = int(record["points_hash"], 16)
+        return (int(record["source_id"]), points, int(record["alert_timestamp"] or 0)) if points < 2**64 else None
+    except _NO_RECORD:
         return None
 
 

@@ -82,6 +82,14 @@ def test_records_are_read_whatever_version_wrote_them(survey: str) -> None:
         assert read_record(packed.getvalue()) is None  # none of ours
 
 
+@pytest.mark.parametrize(("old", "new"), [(b'"type"', b'"tape"'), (b'"name"', b'" ame"'), (b'"long"', b'"gnol"')])
+def test_a_damaged_schema_is_passed_over(old: bytes, new: bytes) -> None:
+    (part,) = ROWS
+    value = part.column("value")[0].as_py()
+    assert old in value
+    assert read_record(value.replace(old, new, 3)) is None
+
+
 @given(st.data())
 def test_what_is_no_record_is_passed_over(data: st.DataObject) -> None:
     (part,) = ROWS

@@ -65,7 +65,9 @@ def test_the_batchs_records_are_found_and_no_others(kafka: EmbeddedKafka, tmp_pa
     source = source_in(tmp_path)
     plan(tmp_path, 0, 10, is_committed=True)
     write(kafka, "left-out", *[f"night:in:0:{n}" for n in (3, 10, 11)])  # before the note: of an older run, say
-    with Notes(options_of(kafka), ("left-out", "left-dead"), [tmp_path]):
+    notes = Notes(options_of(kafka), ("left-out", "left-dead"))
+    notes.add(tmp_path)
+    with notes:
         plan(tmp_path, 1, 20)
         write(kafka, "left-out", *[f"night:in:0:{n}" for n in (12, 13, 19, 12)])
         write(

@@ -122,6 +122,7 @@ class Nights:
                 (folder / DONE).unlink()
             elif not (is_known or n_unread or night >= night_at(now, self.source.night_begins)):
                 continue
+            folder.mkdir(exist_ok=True)
             self.open[topic] = now
             found.append(self.night(topic, held[topic]))
         return found

@@ -98,8 +98,9 @@ class Nights:
         if not file.exists():
             self._write(file, held)
         self._begins = _read(file)
+        known = known_nights(self.source)
         for topic in (topic for topic in nights_in(self.source.checkpoint) if not self._is_done(topic)):
-            if topic not in known_nights(self.source):
+            if topic not in known:
                 raise ConfigError(
                     f"source {self.source.name!r}: the night {self._folder(topic)} is not done, and its topic is none "
                     "of 'topics' any more: name it again, or remove that folder, and what is unread stays so"
@@ -109,18 +110,18 @@ class Nights:
 
     def to_open(self, held: Held, now: datetime) -> list[Source]:
         """Nights that are to get a query, each as a source of its own; those of the past first."""
-        found = []
+        found, known, current = [], known_nights(self.source), night_at(now, self.source.night_begins)
         for topic, night in sorted(self.wanted(now).items(), key=lambda item: item[1]):
             if topic not in held or topic in self.open:
                 continue
-            folder, is_known = self._folder(topic), topic in known_nights(self.source)
+            folder = self._folder(topic)
             n_unread = self._unread(topic, held[topic]) or 0
             if self._is_done(topic):
                 if not n_unread:
                     continue
                 _log.warning("%s: %d alerts came to %s after it was done", self.source.name, n_unread, topic)
                 (folder / DONE).unlink()
-            elif not (is_known or n_unread or night >= night_at(now, self.source.night_begins)):
+            elif not (topic in known or n_unread or night >= current):
                 continue
             folder.mkdir(exist_ok=True)
             self.open[topic] = now
@@ -130,9 +131,9 @@ class Nights:
     def to_close(self, held: Held, now: datetime, quiet_s: float | None = None) -> list[str]:
         """Open nights that are over, with nothing left to read for quiet_s (the source's own if None)."""
         quiet = timedelta(seconds=self.source.night_quiet_s if quiet_s is None else quiet_s)
-        current, found = night_at(now, self.source.night_begins), []
+        found, known, current = [], known_nights(self.source), night_at(now, self.source.night_begins)
         for topic in self.open:
-            is_over = known_nights(self.source).get(topic, current) < current
+            is_over = known.get(topic, current) < current
             if not (is_over and self._unread(topic, held.get(topic, {})) == 0):
                 self.open[topic] = now
             elif now - self.open[topic] >= quiet:

@@ -35,7 +35,7 @@ DAYS = (0, 1, -1)  # yesterday's stays open, for it is not quiet yet
 SETTLED_S, LONGEST_S = 15.0, 300.0
 CONFIG = f"""
 [kafka]
-bootstrap_servers = "{{servers}}"
+bootstrap_servers = "SERVERS"
 [output]
 create_topics = true
 [spark]
@@ -76,7 +76,7 @@ def measure(seconds: float) -> list[dict[str, float]]:
     rows = []
     with tempfile.TemporaryDirectory() as folder, EmbeddedKafka() as kafka:
         path = Path(folder, "job.toml")
-        path.write_text(CONFIG.format(servers=kafka.bootstrap_servers))
+        path.write_text(CONFIG.replace("SERVERS", kafka.bootstrap_servers))
         job = Job(path, Path(folder, "log"))
         try:
             while not job.is_running and job.process.poll() is None:

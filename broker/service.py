@@ -28,7 +28,7 @@ from broker.errors import BrokerError, ConfigError, KafkaError, RejectionError
 from broker.health import Health
 from broker.imprint import imprint, take_over
 from broker.java import java
-from broker.learning import WAITING, Learner, put_back
+from broker.learning import WAITING, Learner
 from broker.ledger import Balance, Gap, Span, compare, log_line
 from broker.ledger_topic import ROWS_KEPT_MS, LedgerTopic
 from broker.leftovers import Notes, count_partitions, find_written
@@ -73,8 +73,7 @@ class Service:
             java()
             filters.check(self.config.outlets, models.load(models.find(self.config.model.name)).card)
             wait_for_kafka(self._kafka, self.config.kafka.startup_timeout_s)
-            if self._learner:
-                self._learner.begin()
+            waited_for = self._learner.begin() if self._learner else ()
             streams = self._streams()
             stack.enter_context(heard(self._hear))
             pool = stack.enter_context(ThreadPoolExecutor(len(streams) + 1))  # one for the registry
@@ -96,6 +95,8 @@ class Service:
                 self._start(spark, stream)
             _log.info("running: %s", ", ".join(f"{s.name} ({', '.join(s.source.topics)})" for s in streams))
             self.started.set()
+            if self._learner and waited_for:
+                pool.submit(self._learner.put_back, waited_for, self.stopping)
             try:
                 self._watch(spark, pool, streams, ledger)
             except (Py4JError, ConnectionError) as error:
@@ -203,7 +204,7 @@ class Service:
                 self._turn(spark, pool, stream, ledger)
             if self._learner and (fresh := self._learner.look(pool)):
                 self._take_up(spark, pool, streams, ledger)
-                pool.submit(put_back, self.config, fresh, self.stopping)
+                pool.submit(self._learner.put_back, fresh, self.stopping)
             self._health.tell()
             if self.once and all(stream.health.state == "done" for stream in streams):
                 break

@@ -44,10 +44,14 @@ def build_from_alerts(alerts: DataFrame, assignment: Assignment) -> DataFrame:
 
 def before_hop(frames: DataFrame, survey: Survey, assignment: Assignment, alone: Iterable[Gap] = ()) -> DataFrame:
     """What crosses to Python, one row per alert."""
-    decoded = decode(frames, survey, registry.writers(survey.name)).withColumn("alone", _within(alone))
     fits = F.length("value") <= assignment.max_alert_bytes
-    decoded = decoded.withColumn("alert", F.when(fits, F.col("alert")))
-    needs_bytes = F.col("alert").isNull() | F.col("alone") | implausible(survey)
+    decoded = decode(frames, survey, registry.writers(survey.name))
+    decoded = decoded.select(
+        *frames.columns, "schema", F.when(fits, F.col("alert")).alias("alert"), _within(alone).alias("alone")
+    )
+    # A column, since each use of the expression would be planned again, batch after batch
+    decoded = decoded.select("*", (F.col("alert").isNull() | F.col("alone") | implausible(survey)).alias("needs_bytes"))
+    needs_bytes = F.col("needs_bytes")
     return decoded.select(
         "alert",
         "schema",

@@ -19,7 +19,7 @@ from datetime import UTC, datetime
 from py4j.protocol import Py4JError
 from pyspark.sql import DataFrame, SparkSession
 
-from broker import checkpoint, excess, job, registry, retention, session, sources
+from broker import bounds, checkpoint, excess, job, registry, retention, session, sources
 from broker import model as models
 from broker.config import Config, Source, kafka_options, spark_kafka_options
 from broker.delivery import topics_of
@@ -31,7 +31,7 @@ from broker.java import java
 from broker.learning import WAITING, Learner, put_back
 from broker.ledger import Balance, Gap, Span, compare, log_line
 from broker.ledger_topic import ROWS_KEPT_MS, LedgerTopic
-from broker.leftovers import Notes, count_partitions, find_written
+from broker.leftovers import Notes, check_ends, count_partitions, find_written
 from broker.lock import Lock
 from broker.outlets import filters
 from broker.rejections import Rejections, recent
@@ -161,6 +161,8 @@ class Service:
         """Topics checked, one stream per source."""
         output, upkeep = self.config.output, self.config.service
         require_topics(self._kafka, [t for s in self.config.sources for t in s.topics])
+        for source in self.config.sources:
+            check_ends(self._kafka, source, self._outputs)
         limits = check_topics(
             self._kafka,
             [*output.topics, *self._outputs[2:]],
@@ -296,14 +298,16 @@ class Service:
         """What comes before a restart, in a thread: wait, for Kafka too, see what is there and what is written."""
         if self.stopping.wait(wait_s) or not self._is_kafka_back(stream):
             return
-        topics = [*stream.source.topics, *self.config.output.topics]
+        topics = [*stream.source.topics, *self.config.output.topics, *self._outputs[2:]]
         missing = find_missing(self._kafka, topics)
         if missing and not self.stopping.wait(MISSING_S) and (missing := find_missing(self._kafka, topics)):
             raise BrokerError(
                 f"source {stream.name!r}: the query failed, and Kafka lacks the topic {', '.join(missing)} (or hides "
-                "it from this login). Let this login see it, or make it again, then start again. What was on a topic "
-                "that was deleted is gone: to answer those alerts once more, start with a new checkpoint and a 'start'"
+                "it from this login). Let this login see it, then start again. What was on a topic that was deleted is "
+                "gone: to answer those alerts once more, start with a new checkpoint, a 'start' and new output topics; "
+                f"to go on without them, make it again, and remove {stream.source.checkpoint / bounds.FOLDER}"
             )
+        check_ends(self._kafka, stream.source, self._outputs)
         self._look_for_expired(stream)
         self._leave_out(stream)
 

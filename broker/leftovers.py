@@ -28,7 +28,7 @@ _log = logging.getLogger(__name__)
 
 QUIET_S = 5.0  # without a record of this source, before what is on the topics counts as all
 NOTE_EVERY_S = 0.5
-MARGIN_MS = 3_600_000  # between our clock and Kafka's, where there is no note and time stamps must do
+MARGIN_MS = 2 * 3_600_000  # between our clock and Kafka's, where there is no note and time stamps must do
 Position = tuple[str, int]
 
 

@@ -108,8 +108,8 @@ def test_without_a_note_time_stamps_must_do(
 ) -> None:
     kafka.create_topics({"time-out": 2, "time-dead": 2})
     hour = 3_600_000
-    write(kafka, "time-out", "night:in:0:1", "night:in:0:2", time_ms=NOW_MS - 2 * hour)  # older than any of the batch
-    write(kafka, "time-out", "night:in:0:3", "night:in:0:4", time_ms=NOW_MS - hour // 2)  # by a clock behind ours
+    write(kafka, "time-out", "night:in:0:1", "night:in:0:2", time_ms=NOW_MS - 3 * hour)  # older than any of the batch
+    write(kafka, "time-out", "night:in:0:3", "night:in:0:4", time_ms=NOW_MS - hour)  # by a clock behind ours
     write(kafka, "time-out", "night:in:0:5", "night:in:0:6", time_ms=NOW_MS + hour)
     plan(tmp_path, 0, 10)
     with caplog.at_level(logging.WARNING):

@@ -108,6 +108,7 @@ def _clock(run: Run) -> str:
     new = run.folder / "clock.new"
     new.write_text("+3600\n" if ahead else "+0\n")
     new.replace(run.folder / "clock")
+    run.wait(30)
     return "an hour ahead" if ahead else "back"
 
 

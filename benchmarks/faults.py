@@ -55,7 +55,8 @@ def one(kind: Kind, seed: int, args: argparse.Namespace) -> Result:
         run = Run(kind, kafka, scratch, result, per_run)
         stack.callback(lambda: kill(run.job.below()) if run.job is not None else None)
         run.go()
-    shutil.rmtree(scratch, ignore_errors=True)
+    if is_good(asdict(result)):
+        shutil.rmtree(scratch, ignore_errors=True)
     return result
 
 

@@ -1,7 +1,8 @@
 """New writer schemas while the job runs: asked for ahead of time, in a thread, never in the way of the known ones.
 
 Alerts that came before their schema lie among the dead letters (schema_unavailable), and are put back by themselves
-once it is known.
+once it is known. Until they are, a note in a checkpoint says since when alerts wait, so that a job that ends before
+that sees to them when it starts again.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from broker.wire import schema_id_of
 _log = logging.getLogger(__name__)
 
 WAITING = "schema_unavailable"
+NOTE = "waiting"
 SHORTEST_WAIT_S = 2.0  # between two questions, however many alerts wait
 
 
@@ -39,7 +41,12 @@ class Learner:
         self._config, self._refresh_s = config, config.registry.refresh_s
         self._client = RegistryClient(config.registry)
         self._since_ms: int | None = None  # when the oldest batch with an alert that waits was planned
-        self._answer: Future[list[Writer]] | None = None
+        self._note = next((s.checkpoint / NOTE for s in config.sources if s.survey == "lsst"), None)
+        self._is_owed = False  # letters of an earlier run may wait for schemas that are known by now
+        self._waiting: set[int] = set()  # ids of the letters, as of the last question
+        self._answered: set[int] = set()  # ids whose letters were put back
+        self._news = threading.Event()  # alerts have come to wait since then
+        self._answer: Future[tuple[list[Writer], list[Writer]]] | None = None
         self._due = 0.0
         self._failures = 0
 
@@ -47,22 +54,31 @@ class Learner:
         """Know the cache, and ask once; a registry that does not answer is no reason not to start."""
         learn(cached(self._config.registry))
         try:
-            self._take_in(self._ask())
+            self._take_in(self._ask()[0])
         except RegistryError as error:
             self._failed(error)
+        self._since_ms = self._noted()
+        if self._since_ms is not None:
+            self._is_owed, self._due = True, 0.0
 
     def wait_for(self, since_ms: int) -> None:
         """Alerts of a batch planned at this time (ms since 1970) have no schema: ask soon."""
-        self._since_ms = since_ms if self._since_ms is None else min(self._since_ms, since_ms)
+        self._news.set()
+        if self._since_ms is None or since_ms < self._since_ms:
+            self._since_ms = since_ms
+            self._write_note(since_ms)
         if not self._failures:
             self._due = min(self._due, time.monotonic() + SHORTEST_WAIT_S)
 
     def look(self, pool: ThreadPoolExecutor) -> tuple[Writer, ...]:
-        """Never waits. Writer schemas that are new since the last look; asks again when it is time."""
+        """Never waits. Writer schemas that alerts may wait for, new since the last look; asks when it is time."""
         if self._answer is not None and self._answer.done():
             answer, self._answer = self._answer, None
             try:
-                return self._take_in(answer.result())
+                found, known = answer.result()
+                fresh = self._take_in(found)
+                self._is_owed = False
+                return (*fresh, *known)
             except RegistryError as error:
                 self._failed(error)
             except BrokerError as error:  # the dead letters can't be read now
@@ -71,10 +87,14 @@ class Learner:
             self._answer = pool.submit(self._ask)
         return ()
 
-    def _ask(self) -> list[Writer]:
+    def _ask(self) -> tuple[list[Writer], list[Writer]]:
+        """Writer schemas that nobody knew, and known ones that alerts of an earlier run wait for."""
+        self._news.clear()
+        self._waiting = self._ids() - self._answered
+        known = {n: told[1] for n in self._waiting if (told := by_id(n)) is not None}
         found = self._client.ask_subjects()
-        told = {writer.schema_id for writer in found}
-        for schema_id in sorted(self._missing() - told):
+        told_now = {writer.schema_id for writer in found}
+        for schema_id in sorted(self._waiting - known.keys() - told_now):
             try:
                 found.append(self._client.fetch(schema_id))
             except SchemaError as error:
@@ -83,17 +103,17 @@ class Learner:
                 if not found:
                     raise
                 _log.warning("%s", error)
-        return found
+        return found, list(known.values()) if self._is_owed else []
 
-    def _missing(self) -> set[int]:
-        """Ids that alerts came with and that nobody knows."""
+    def _ids(self) -> set[int]:
+        """Ids that the alerts that wait came with."""
         if self._since_ms is None:
             return set()
         config = self._config
         selection = Selection(reason=WAITING, since=datetime.fromtimestamp(self._since_ms / 1000, UTC))
         letters = read_letters(kafka_options(config), config.output.dead_letters, selection)
         ids = {schema_id_of(letter.value or b"") for letter in letters}
-        return {schema_id for schema_id in ids if schema_id is not None and by_id(schema_id) is None}
+        return {schema_id for schema_id in ids if schema_id is not None}
 
     def _take_in(self, found: list[Writer]) -> tuple[Writer, ...]:
         if self._failures:
@@ -112,14 +132,22 @@ class Learner:
         if self._failures == 1:
             _log.warning("%s; known schemas are not concerned; asked again in %g s, then less often", error, wait_s)
 
+    def put_back(self, fresh: Iterable[Writer], stopping: threading.Event) -> None:
+        """Have the alerts that waited for these schemas answered, in their order, by `broker dead-letters replay`.
 
-def put_back(config: Config, fresh: Iterable[Writer], stopping: threading.Event) -> None:
-    """Have the alerts that waited for these schemas answered, in their order, by `broker dead-letters replay`.
+        In a process of its own: what kills its reader must not kill the job. One that is broken off can be done again.
+        """
+        for writer in fresh:
+            if self._put_back(writer, stopping) and writer.schema_id is not None:
+                self._answered.add(writer.schema_id)
+        if self._waiting <= self._answered and not self._news.is_set():
+            self._since_ms = None
+            if self._note is not None:
+                self._note.unlink(missing_ok=True)
 
-    In a process of its own: what kills its reader must not kill the job. One that is broken off can be done again.
-    """
-    command = [sys.executable, "-P", "-m", "broker", "dead-letters", "replay", "--config", str(config.file.absolute())]
-    for writer in fresh:
+    def _put_back(self, writer: Writer, stopping: threading.Event) -> bool:
+        file = self._config.file
+        command = [sys.executable, "-P", "-m", "broker", "dead-letters", "replay", "--config", str(file.absolute())]
         process = subprocess.Popen(
             [*command, "--reason", WAITING, "--schema", writer.label],
             stdin=subprocess.DEVNULL,
@@ -137,8 +165,29 @@ def put_back(config: Config, fresh: Iterable[Writer], stopping: threading.Event)
         if process.returncode == 0:
             _log.info("alerts that waited for schema %s: %s", writer.label, said)
         elif not stopping.is_set():
-            again = f"`broker dead-letters replay --config {config.file} --reason {WAITING}`"
+            again = f"`broker dead-letters replay --config {file} --reason {WAITING}`"
             _log.warning("alerts that wait for schema %s were not put back: %s; %s does it", writer.label, said, again)
+        return process.returncode == 0
+
+    def _noted(self) -> int | None:
+        """Since when alerts of an earlier run wait, ms since 1970."""
+        try:
+            return None if self._note is None else int(self._note.read_text())
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
+            told = (self._note, error, WAITING)
+            _log.warning("%s: can't be used: %s; see `broker dead-letters list --reason %s`", *told)
+            return None
+
+    def _write_note(self, since_ms: int) -> None:
+        if self._note is not None:
+            try:
+                new = self._note.with_suffix(".new")
+                new.write_text(str(since_ms))
+                new.replace(self._note)
+            except OSError as error:
+                _log.warning("%s: can't be written: %s", self._note, error)
 
 
 def _names(writers: Iterable[Writer]) -> str:

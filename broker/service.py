@@ -28,7 +28,7 @@ from broker.errors import BrokerError, ConfigError, KafkaError, RejectionError
 from broker.health import Health
 from broker.imprint import imprint, take_over
 from broker.java import java
-from broker.learning import WAITING, Learner, put_back
+from broker.learning import WAITING, Learner
 from broker.ledger import Balance, Gap, Span, compare, log_line
 from broker.ledger_topic import ROWS_KEPT_MS, LedgerTopic
 from broker.leftovers import Notes, check_ends, count_partitions, find_written
@@ -205,7 +205,7 @@ class Service:
                 self._turn(spark, pool, stream, ledger)
             if self._learner and (fresh := self._learner.look(pool)):
                 self._take_up(spark, pool, streams, ledger)
-                pool.submit(put_back, self.config, fresh, self.stopping)
+                pool.submit(self._learner.put_back, fresh, self.stopping)
             self._health.tell()
             if self.once and all(stream.health.state == "done" for stream in streams):
                 break
@@ -339,8 +339,6 @@ class Service:
             for one in late:
                 balance = self._balance(stream, one.batch, one.spans, ledger)
                 self.answered.update(balance.counts)
-                if self._learner and balance.counts.get(f"rejected/{WAITING}"):
-                    self._learner.wait_for(one.planned_at_ms)
                 durations, lag = stream.report(one.batch)
                 health.batch, health.committed_at, health.lag = one.batch, datetime.now(UTC).isoformat(), lag
                 _log.info("%s", log_line(stream.name, one.batch, balance, durations, lag))
@@ -380,7 +378,9 @@ class Service:
             self._limit(stream, last, self._balance(stream, last.batch, last.spans, ledger))
 
     def _limit(self, stream: Stream, committed: checkpoint.Committed, balance: Balance) -> None:
-        """Raise RejectionError where too much is rejected, with what the letters have in common."""
+        """Raise RejectionError where too much is rejected, with what the letters have in common; tell the learner."""
+        if self._learner and balance.counts.get(f"rejected/{WAITING}"):
+            self._learner.wait_for(committed.planned_at_ms)
         found = stream.rejections.add(balance.rows, committed.planned_at_ms)
         if found is not None:
             raise RejectionError(excess.tell(self.config, stream.name, committed.batch, found))

@@ -18,7 +18,7 @@ from samples import SCHEMAS, whole
 from broker import registry
 from broker.config import load
 from broker.embedded import EmbeddedKafka, free_port
-from broker.learning import Learner
+from broker.learning import NOTE, Learner
 from broker.wire import FRAME_BYTES, frame
 
 BASE = 1000
@@ -143,8 +143,16 @@ def test_alerts_that_come_before_their_schema_wait(kafka: EmbeddedKafka, tmp_pat
             job.wait_for("has no schema 1003 (now)")
             waiting = broker("audit", "--config", config, timeout_s=120)
             assert "schema_unavailable" in waiting.stdout or "waiting" in waiting.stdout
-            server.put(SUBJECT, {BASE + 3: successor(3)})
+            job.process.terminate()
+            assert job.end(60) == 0, job.text
+        note = tmp_path / "checkpoints" / "night" / NOTE
+        assert note.exists()
+        server.put(SUBJECT, {BASE + 3: successor(3)})
+        fetched = broker("schemas", "fetch", "1003", "--config", config)  # known, so no news to the next start
+        assert fetched.returncode == 0, fetched.stderr
+        with Running(tmp_path / "again", "run", "--config", config) as job:
             job.wait_for("alerts that waited for schema 1003: ", count=1)
+            wait_until(lambda: not note.exists())
             job.process.terminate()
             assert job.end(60) == 0, job.text
         assert f"{n} answered now" in job.text

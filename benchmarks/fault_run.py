@@ -88,6 +88,7 @@ class Kind:
     kafka: Mapping[str, str | int] = field(default_factory=dict)
     around: Callable[[Run], AbstractContextManager[object]] = lambda _: nullcontext()
     damaged: float = 0.01
+    share: float = 1.0  # of the alerts of a run of another kind
     disk: str = ""
     all_phases: bool = False
     every_s: float = 0.0  # a fault each so many seconds, in place of random moments

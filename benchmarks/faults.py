@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+import signal
 import sys
 import tempfile
 from collections import Counter
@@ -114,6 +115,7 @@ def main() -> int:
     parser.add_argument("--table", action="store_true", help="write the table into docs/reliability.md, run nothing")
     args = parser.parse_args()
     args.results.mkdir(parents=True, exist_ok=True)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that job, Kafka and disks go with it
     if not args.table:
         go(args)
     found = faults_table.read(args.results)

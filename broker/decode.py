@@ -14,7 +14,7 @@ from pyspark.sql.avro.functions import from_avro
 
 from broker.errors import SchemaError
 from broker.registry import Schema, Writer
-from broker.surveys import Fields, Survey
+from broker.surveys import LONGEST_TEXT, Fields, Survey
 from broker.wire import FRAME_BYTES, schema_label
 
 # Appended to each body, and read as its last field: a body that ends early or goes on is not an alert.
@@ -205,6 +205,9 @@ def implausible(survey: Survey) -> Column:
     for path, (low, high) in survey.mandatory.items():
         value = F.col(f"alert.{path}").cast("double")
         plausible = plausible & F.coalesce(value.between(float(low), float(high)), F.lit(False))
+    for path in survey.texts:
+        fits = F.octet_length(f"alert.{path}") <= LONGEST_TEXT
+        plausible = plausible & F.coalesce(fits, F.lit(True))
     return ~plausible
 
 

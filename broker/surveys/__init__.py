@@ -11,6 +11,7 @@ from typing import Literal
 
 Fields = dict[str, "str | Fields | list[Fields]"]  # name -> Avro type, record, or array of records
 Kind = Literal["trigger", "detection", "forced"]
+LONGEST_TEXT = 1_000  # bytes of a text that records repeat; ZTF's ids have 12
 Test = Literal["set", "true", "positive", "not_negative", "above", "below", "outside"]
 
 
@@ -79,6 +80,7 @@ class Survey:
     default_exposure_s: float = 30.0
     missing_value: float | None = None  # a flux that means "not measured"
     true_labels: tuple[str, ...] = ()  # spellings of a positive difference
+    texts: tuple[str, ...] = ()  # paths of texts that go into records, so that they have a limit
 
 
 def find(name: str) -> Survey:

@@ -58,6 +58,11 @@ class Assignment:
     uncounted: frozenset[str] = frozenset({EMPTY})  # by the limits on rejections
     learnt: tuple[registry.Writer, ...] = ()
     schema_id: int | None = None  # of our record in the registry of [output]; None: containers
+    extra: surveys.Extra = ()
+
+    def table(self) -> Survey:
+        """The survey's table, with the fields that outlets carry through."""
+        return surveys.widened(surveys.find(self.survey), self.extra)
 
 
 @dataclass
@@ -130,7 +135,7 @@ def classify(batch: pa.RecordBatch, assignment: Assignment, seen: Seen | None = 
     seen: sources that the task has met before, by id, with their alerts; those of this batch are added.
     """
     started_us = time.time_ns() // 1000
-    survey, model = surveys.find(assignment.survey), _model(assignment.model, assignment.passport)
+    survey, model = assignment.table(), _model(assignment.model, assignment.passport)
     alerts, index, schemas, refused = _read(batch, survey, assignment)
     for wrong, detail in implausible(alerts, survey) if len(alerts) else ():
         for i in np.flatnonzero(wrong):

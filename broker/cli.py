@@ -272,12 +272,10 @@ def config_check(config: ConfigFile) -> None:
     Example: broker config check --config examples/ztf.toml
     """
     from broker import config as settings
-    from broker import model as models
-    from broker.outlets import filters
+    from broker.job import check_outlets
 
     loaded = settings.load(config)
-    card = models.load(models.find(loaded.model.name)).card
-    filters.check(loaded.outlets, card)
+    card = check_outlets(loaded)
     n = f"{len(loaded.sources)} source(s), " + (f"{len(loaded.outlets)} outlet(s), " if loaded.outlets else "")
     out.print(f"{config}: fine; {n}model {card.name}@{card.version}")
 

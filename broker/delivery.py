@@ -104,6 +104,7 @@ class Outlet(SettingsTable):
 
     `sources` are the names of the sources whose verdicts go there, all if none is given; `public_only` holds back ZTF's
     alerts of other programs than the public one. `class_name`: fink-ai only, the class whose probability is sent.
+    `fields`: json only, of the alert, to be carried through, such as `diaObject.ra`.
     """
 
     name: str
@@ -112,6 +113,7 @@ class Outlet(SettingsTable):
     sources: tuple[str, ...] = ()
     public_only: Bool = True
     class_name: str | None = None
+    fields: tuple[Annotated[str, Field(pattern=r"^\w+(\.\w+)*$")], ...] = ()
     filter: Filter = Filter()
 
     _slug = field_validator("name")(check_slug)
@@ -148,6 +150,8 @@ class Outlet(SettingsTable):
             raise ValueError(f"has a topic that fink-client hides: it starts with one of {', '.join(HIDDEN_FROM_FINK)}")
         if (self.kind == "fink-ai") != (self.class_name is not None):
             raise ValueError("needs class_name, whose probability is sent, if kind = 'fink-ai', and has none otherwise")
+        if self.fields and self.kind != "json":
+            raise ValueError("has fields to carry through, for which only json has a place")
         if self.class_name is not None and self.class_name not in BY_NAME:
             raise ValueError(f"has class_name {self.class_name!r}; the classes are {', '.join(BY_NAME)}")
         if self.is_by_class and (not self.filter.classes or self.filter.statuses != ("classified",)):

@@ -17,13 +17,13 @@ from broker import __version__, registry, surveys
 from broker import model as models
 from broker.classify import Assignment, task
 from broker.config import Config, Policy, Source
-from broker.decode import decode, implausible
+from broker.decode import decode, implausible, type_of
 from broker.delivery import Outlet, outlets_of
 from broker.errors import ConfigError
 from broker.ledger import Gap
 from broker.lightcurve import RULES_VERSION
 from broker.nights import Nights, expand
-from broker.outlets import ROWS_DDL, Passport, fastdb
+from broker.outlets import ROWS_DDL, Passport, fastdb, filters
 from broker.outlets.further import LARGEST_RECORD, Further
 from broker.surveys import Survey
 from broker.verdict import uncounted
@@ -45,6 +45,7 @@ def build_from_alerts(alerts: DataFrame, assignment: Assignment) -> DataFrame:
 
 def before_hop(frames: DataFrame, survey: Survey, assignment: Assignment, alone: Iterable[Gap] = ()) -> DataFrame:
     """What crosses to Python, one row per alert."""
+    survey = surveys.widened(survey, assignment.extra)
     decoded = decode(frames, survey, registry.writers(survey.name)).withColumn("alone", _within(alone))
     fits = F.length("value") <= assignment.max_alert_bytes
     decoded = decoded.withColumn("alert", F.when(fits, F.col("alert")))
@@ -79,7 +80,7 @@ def assign(
     topic takes too little.
     """
     output = config.output
-    outlets = []
+    outlets, extra, table = [], dict[str, str](), survey_of(source)
     check_size(output.classifications, limits)
     for outlet in outlets_of(config.outlets, source.name):
         topics = outlet.topics_of(source.survey)
@@ -88,9 +89,21 @@ def assign(
         names = expand(topics.values(), dict.fromkeys(topics.values(), mine))
         for topic in names:
             check_size(topic, limits, largest_record(outlet, source))
+        extra |= {path: type_of(table, path) for path in outlet.fields}
         settings = (outlet.public_only, outlet.class_name, outlet.filter)
         least = min((n_partitions or {})[topic] for topic in names)
-        outlets.append(Further(outlet.name, outlet.kind, topics, least, *settings, mine))
+        outlets.append(
+            Further(
+                outlet.name,
+                outlet.kind,
+                topics,
+                least,
+                *settings,
+                mine,
+                outlet.fields,
+                min(limits[topic] for topic in names),
+            )
+        )
     made = assignment(
         source.name,
         source.survey,
@@ -103,7 +116,7 @@ def assign(
         limits[output.dead_letters],
     )
     known = uncounted(learns_schemas=bool(config.registry.url))
-    return replace(made, outlets=tuple(outlets), uncounted=known, schema_id=schema_id)
+    return replace(made, outlets=tuple(outlets), uncounted=known, schema_id=schema_id, extra=tuple(extra.items()))
 
 
 def assignment(
@@ -137,6 +150,20 @@ def assignment(
         max_dead_letter_bytes=max_dead_letter_bytes,
         learnt=registry.learnt(),
     )
+
+
+def check_outlets(config: Config) -> models.Card:
+    """The model's card. Raises ConfigError unless it has the classes, and alerts the fields, that outlets ask for."""
+    card = models.load(models.find(config.model.name)).card
+    filters.check(config.outlets, card)
+    for source in config.sources:
+        for outlet in outlets_of(config.outlets, source.name):
+            try:
+                for path in outlet.fields:
+                    type_of(survey_of(source), path)
+            except ConfigError as error:
+                raise ConfigError(f"outlet {outlet.name!r}, fields: {error}") from None
+    return card
 
 
 def largest_record(outlet: Outlet, source: Source) -> int:

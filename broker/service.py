@@ -20,7 +20,6 @@ from py4j.protocol import Py4JError
 from pyspark.sql import DataFrame, SparkSession
 
 from broker import checkpoint, excess, job, retention, session, sources
-from broker import model as models
 from broker.config import Config, Source, kafka_options, spark_kafka_options
 from broker.drain import drain
 from broker.errors import BrokerError, KafkaError, RejectionError
@@ -32,7 +31,6 @@ from broker.ledger import Balance, Gap, Span, compare, log_line
 from broker.ledger_topic import LedgerTopic
 from broker.leftovers import Notes, find_written
 from broker.lock import Lock
-from broker.outlets import filters
 from broker.outputs import Outputs
 from broker.rejections import Rejections, recent
 from broker.signals import heard
@@ -71,7 +69,7 @@ class Service:
             stack.enter_context(self._health)
             # What is wrong on this machine is told before Kafka is waited for.
             java()
-            filters.check(self.config.outlets, models.load(models.find(self.config.model.name)).card)
+            job.check_outlets(self.config)
             wait_for_kafka(self._kafka, self.config.kafka.startup_timeout_s)
             if self._learner:
                 self._learner.begin()

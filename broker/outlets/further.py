@@ -28,7 +28,8 @@ class Further:
     """An outlet as the tasks of one source know it; travels to the workers.
 
     topics by class, one under "" where all share it, with {night} in them for the nights; n_partitions: the least of
-    them has so many; nights: dates for which all of them are there.
+    them has so many; nights: dates for which all of them are there; fields: of the alert, to be carried through;
+    max_bytes: largest message that they take.
     """
 
     name: str
@@ -39,6 +40,8 @@ class Further:
     class_name: str | None
     filter: Filter
     nights: tuple[str, ...] = ()
+    fields: tuple[str, ...] = ()
+    max_bytes: int = 2**31
 
     def names(self) -> list[str]:
         """All topics."""
@@ -89,6 +92,8 @@ def _is_fit(outlet: Further, batch: Batch) -> Bools:
     """Whether the outlet may have the verdict, and has a form for it."""
     columns = batch.columns
     fit = fastdb.fits(batch.raws) if outlet.kind == "fastdb" else np.ones(len(batch), np.bool_)
+    if outlet.fields:
+        fit &= json_lines.bytes_of(batch.alerts, outlet.fields) + LARGEST_RECORD // 2 <= outlet.max_bytes
     for name in _NEEDS.get(outlet.kind, ()):
         fit &= columns.column(name).is_valid().to_numpy(zero_copy_only=False)
     if outlet.public_only:
@@ -117,7 +122,7 @@ def _values(outlet: Further, topic: str, batch: Batch) -> list[bytes]:
         return []
     match outlet.kind:
         case "json":
-            return json_lines.encode(batch)
+            return json_lines.encode(batch, outlet.fields)
         case "lasair":
             return lasair.encode(batch, topic)
         case "hop":

@@ -35,10 +35,13 @@ out = Console(soft_wrap=True)
 ConfigFile = Annotated[Path, typer.Option("--config", help="TOML file with the settings of the job.")]
 
 
-def main() -> None:
-    """Entry point: errors become one message and an exit code (2 wrong usage or configuration, 3 failure)."""
+def main(args: list[str] | None = None) -> None:
+    """Entry point, for the command line's own arguments unless some are given.
+
+    Errors become one message and an exit code (2 wrong usage or configuration, 3 failure).
+    """
     try:
-        app()
+        app(args)
     except BrokerError as error:
         Console(stderr=True, soft_wrap=True).print(f"error: {error}", style="red", markup=False, highlight=False)
         sys.exit(error.exit_code)

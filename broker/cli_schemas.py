@@ -73,7 +73,7 @@ def fetch(
     if not ids and not lookup.subjects:
         raise UsageError("which schemas? give schema ids, or --subject, or 'subjects' in [registry] of the config")
     client = RegistryClient(lookup)
-    found = [client.fetch(schema_id) for schema_id in ids] if ids else client.ask_subjects()
+    found = [client.fetch(schema_id) for schema_id in ids] if ids else list(client.ask_subjects())
     names = ", ".join(writer.label for writer in found) or "no new schema"
     out.print(f"{names}; the cache is {client.folder}", highlight=False)
 

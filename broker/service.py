@@ -26,7 +26,7 @@ from broker.errors import BrokerError, KafkaError, RejectionError
 from broker.health import Health
 from broker.imprint import imprint, take_over
 from broker.java import java
-from broker.learning import WAITING, Learner, put_back
+from broker.learning import WAITING, Learner
 from broker.ledger import Balance, Gap, Span, compare, log_line
 from broker.ledger_topic import LedgerTopic
 from broker.leftovers import Notes, find_written
@@ -71,11 +71,10 @@ class Service:
             java()
             job.check_outlets(self.config)
             wait_for_kafka(self._kafka, self.config.kafka.startup_timeout_s)
-            if self._learner:
-                self._learner.begin()
+            waited_for = self._learner.begin() if self._learner else ()
             streams = self._streams()
             stack.enter_context(heard(self._hear))
-            pool = stack.enter_context(ThreadPoolExecutor(len(streams) + 1))  # one for the registry
+            pool = stack.enter_context(ThreadPoolExecutor(len(streams) + 2))  # for the registry and nights
             stack.callback(self.stopping.set)  # whatever happens, so that the pool's work ends
             searches = self._search(pool, streams, locks)
             spark = self._spark(stack, locks)
@@ -95,6 +94,8 @@ class Service:
                 self._start(spark, stream)
             _log.info("running: %s", ", ".join(f"{s.name} ({', '.join(s.source.topics)})" for s in streams))
             self.started.set()
+            if self._learner and waited_for:
+                pool.submit(self._learner.put_back, waited_for, self.stopping)
             try:
                 self._watch(spark, pool, streams, ledger)
             except (Py4JError, ConnectionError) as error:
@@ -193,7 +194,7 @@ class Service:
                 self._turn(spark, pool, stream, ledger)
             if self._learner and (fresh := self._learner.look(pool)):
                 self._take_up(spark, pool, [s for s in streams if s.source.survey == "lsst"], ledger, "the new schemas")
-                pool.submit(put_back, self.config, fresh, self.stopping)
+                pool.submit(self._learner.put_back, fresh, self.stopping)
             if self._outputs.look(pool):
                 mine = [stream for stream in streams if stream.source.survey in self._outputs.by_night]
                 self._take_up(spark, pool, mine, ledger, "the topics of the nights")

@@ -24,8 +24,8 @@ from broker.config import Config, Source, kafka_options
 from broker.delivery import topics_of
 from broker.errors import KafkaError, LedgerError
 from broker.ledger import LedgerRow, Offsets
-from broker.nights import among, expand
 from broker.outlet_books import OutletBooks, audit_outlets
+from broker.outlet_nights import among, expand
 from broker.published import Published
 from broker.reconcile import Books, Outside, Place, Records, Window, look_up, outside, place_of, printable, reconcile
 from broker.repeats import Again, find_repeats

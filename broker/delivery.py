@@ -14,7 +14,7 @@ from pydantic import Field, field_validator, model_validator
 from pydantic_core.core_schema import ValidationInfo
 
 from broker.classes import BY_NAME
-from broker.nights import MAX_TOPICS_A_MONTH, MONTH, NIGHT, expand, stands_for
+from broker.outlet_nights import MAX_TOPICS_A_MONTH, MONTH, NIGHT, expand, stands_for
 from broker.setting_types import Bool, Number, SettingsTable, Share, check_slug, check_topic
 from broker.sky import Vertices, read_polygon
 

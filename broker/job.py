@@ -22,7 +22,7 @@ from broker.delivery import Outlet, outlets_of
 from broker.errors import ConfigError
 from broker.ledger import Gap
 from broker.lightcurve import RULES_VERSION
-from broker.nights import Nights, expand
+from broker.outlet_nights import Nights, expand
 from broker.outlets import ROWS_DDL, Passport, fastdb, filters
 from broker.outlets.further import LARGEST_RECORD, Further
 from broker.surveys import Survey

@@ -12,7 +12,7 @@ import numpy as np
 from broker.config import Source
 from broker.delivery import Outlet, outlets_of
 from broker.ledger import LedgerRow, compare
-from broker.nights import NIGHT, Nights, expand
+from broker.outlet_nights import NIGHT, Nights, expand
 from broker.reconcile import Place, Window, place_of
 
 Offsets = Mapping[tuple[bytes, bytes], "array[int]"]  # of alerts, by (b"source:topic:partition", b"model")

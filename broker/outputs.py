@@ -15,7 +15,7 @@ from broker.delivery import outlets_of, topics_of
 from broker.errors import BrokerError, KafkaError
 from broker.ledger_topic import ROWS_KEPT_MS
 from broker.leftovers import count_partitions
-from broker.nights import NIGHT, OTHER, among, coming, expand, stands_for
+from broker.outlet_nights import NIGHT, OTHER, among, coming, expand, stands_for
 from broker.published import publish
 from broker.rights import READ, WRITE, check_rights
 from broker.supervise import Seldom

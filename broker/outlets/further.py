@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from broker.delivery import Filter, Kind
 from broker.lightcurve import Bools, Integers
-from broker.nights import NIGHT, OTHER, dates, expand, name_of
+from broker.outlet_nights import NIGHT, OTHER, dates, expand, name_of
 from broker.outlets import elasticc, fastdb, fink, fink_ai, hop, json_lines, lasair, records
 from broker.outlets.batch import Batch
 from broker.outlets.filters import passes

@@ -22,8 +22,8 @@ from broker.config import Config, load
 from broker.delivery import Filter
 from broker.embedded import EmbeddedKafka
 from broker.errors import ConfigError
-from broker.nights import among, coming, dates, expand, name_of, stands_for
 from broker.observed import moment, observed
+from broker.outlet_nights import among, coming, dates, expand, name_of, stands_for
 from broker.outlets.further import Further
 from broker.outputs import Outputs
 from broker.topics import list_topics, read_all, watermarks

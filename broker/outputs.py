@@ -15,7 +15,8 @@ from broker.delivery import outlets_of, topics_of
 from broker.errors import BrokerError, KafkaError
 from broker.ledger_topic import ROWS_KEPT_MS
 from broker.leftovers import count_partitions
-from broker.outlet_nights import NIGHT, OTHER, among, coming, expand, stands_for
+from broker.outlet_nights import NIGHT, OTHER, among, expand, stands_for
+from broker.outlets.nights import coming
 from broker.published import publish
 from broker.rights import READ, WRITE, check_rights
 from broker.supervise import Seldom
@@ -25,7 +26,7 @@ _log = logging.getLogger(__name__)
 
 AHEAD = 2  # nights after this one whose topics are made
 LOOK_EVERY_S = 10.0
-_seldom = Seldom(86_400.0)
+_seldom = Seldom(3_600.0)
 
 
 class Outputs:
@@ -34,19 +35,20 @@ class Outputs:
     def __init__(self, config: Config, options: Mapping[str, str], clock: Callable[[], float] = time.time) -> None:
         self._config, self._options, self._clock = config, options, clock
         self._topics = topics_of(config.outlets, {source.name: source.survey for source in config.sources})
-        self._surveys: dict[str, str] = {}  # whose nights a template counts
+        self._by_night: dict[tuple[str, str], None] = {}  # templates, and whose nights they count
         self._most: dict[str, int] = {}  # bytes that its records may have
         for source in config.sources:
             for outlet in outlets_of(config.outlets, source.name):
                 for topic in outlet.topics_of(source.survey).values():
                     if NIGHT in topic:
-                        self._surveys[topic] = source.survey
+                        self._by_night[topic, source.survey] = None
                         self._most[topic] = max(self._most.get(topic, 0), job.largest_record(outlet, source))
         self._nights: dict[str, tuple[str, ...]] = {}
         self._counts: dict[str, int] = {}
         self._schema_id: int | None = None
         self._lacking: list[str] = []
-        self._answer: Future[bool] | None = None
+        self._answer: Future[None] | None = None
+        self._is_news = False
         self._due = 0.0
         self._lock = threading.Lock()
         self.limits: dict[str, int] = {}
@@ -60,7 +62,7 @@ class Outputs:
     @property
     def by_night(self) -> set[str]:
         """Surveys that have an outlet with a topic per night."""
-        return set(self._surveys.values())
+        return {survey for _, survey in self._by_night}
 
     def open(self) -> None:
         """Make or require them all, and check sizes and rights. Raises BrokerError.
@@ -74,7 +76,7 @@ class Outputs:
         check_rights(self._options, rights)
         self._schema_id = publish(self._config.output)
         self.refresh()
-        self._due = time.monotonic() + LOOK_EVERY_S
+        self._due, self._is_news = time.monotonic() + LOOK_EVERY_S, False
 
     def assign(self, source: Source) -> Assignment:
         """What the tasks of a source must know, as of now. Raises ConfigError where a topic takes too little."""
@@ -82,36 +84,37 @@ class Outputs:
 
     def look(self, pool: ThreadPoolExecutor) -> bool:
         """Never waits. Whether the nights that have topics have changed since; looks again when it is time."""
-        if not self._surveys:
+        if not self._by_night:
             return False
         if self._answer is not None and self._answer.done():
             answer, self._answer = self._answer, None
             self._due = time.monotonic() + LOOK_EVERY_S
             try:
-                return answer.result()
+                answer.result()
             except BrokerError as error:
-                _log.warning("the topics of the coming nights can't be looked after: %s", error)
+                if _seldom("look"):
+                    _log.warning("the topics of the coming nights can't be looked after: %s", error)
         if self._answer is None and time.monotonic() >= self._due:
             self._answer = pool.submit(self.refresh)
-        return False
+        is_news, self._is_news = self._is_news, False
+        return is_news
 
-    def refresh(self) -> bool:
+    def refresh(self) -> None:
         """Make the topics of this night and the next ones, or tell that they lack; see which nights have topics now.
 
-        Whether those have changed. Raises KafkaError where Kafka does not answer.
+        Raises KafkaError where Kafka does not answer.
         """
         with self._lock:
             now = self._clock()
-            due = [t.replace(NIGHT, n) for t, survey in self._surveys.items() for n in coming(survey, now, AHEAD)]
+            due = dict.fromkeys(t.replace(NIGHT, n) for t, s in self._by_night for n in coming(s, now, AHEAD))
             known = list_topics(self._options)
             known |= self._made([name for name in due if name not in known])
-            found = among(self._surveys, known)
-            lost = self._unfit([name for name in expand(self._surveys, found) if name not in self.limits])
-            found = among(self._surveys, known - lost)
-            has_changed, self._nights = found != self._nights, found
+            found = among(self._most, known)
+            lost = self._unfit([name for name in expand(self._most, found) if name not in self.limits])
+            found = among(self._most, known - lost)
+            self._is_news, self._nights = self._is_news or found != self._nights, found
             there = {*self._config.output.topics, *self.names}
             self.limits = {name: limit for name, limit in self.limits.items() if name in there}
-        return has_changed
 
     def _made(self, names: list[str]) -> set[str]:
         """Those that could be made now; others are told of once."""

@@ -4,6 +4,7 @@ import json
 import re
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,8 +24,9 @@ from broker.delivery import Filter
 from broker.embedded import EmbeddedKafka
 from broker.errors import ConfigError
 from broker.observed import moment, observed
-from broker.outlet_nights import among, coming, dates, expand, name_of, stands_for
+from broker.outlet_nights import among, expand, stands_for
 from broker.outlets.further import Further
+from broker.outlets.nights import coming, dates, name_of
 from broker.outputs import Outputs
 from broker.topics import list_topics, read_all, watermarks
 
@@ -84,10 +86,10 @@ def test_what_is_taken_in_a_config(tmp_path: Path) -> None:
         read("ztf-in")
 
 
-def config_of(folder: Path, kafka: EmbeddedKafka, name: str, create: bool) -> Path:
-    output = {**topics_of(name), "create_topics": create}
-    source = {"name": "ztf", "survey": "ztf", "topics": [f"{name}-in"]}
-    path = write_config(folder, kafka.bootstrap_servers, [source], output)
+def config_of(folder: Path, kafka: EmbeddedKafka, name: str, of: tuple[str, ...] = ("ztf",)) -> Path:
+    output = {**topics_of(name), "create_topics": True}
+    sources = [{"name": survey, "survey": survey, "topics": [f"{name}-in"]} for survey in of]
+    path = write_config(folder, kafka.bootstrap_servers, sources, output)
     text = f'[[outlet]]\nname = "n"\nkind = "json"\ntopic = "{name}-{{night}}"\n'
     path.write_text(path.read_text() + text + '[outlet.filter]\nstatuses = ["classified", "abstained"]\n')
     return path
@@ -98,28 +100,37 @@ def delete(kafka: EmbeddedKafka, topic: str) -> None:
     admin.delete_topics([topic])[topic].result(30)
 
 
+def has_news(outputs: Outputs) -> bool:
+    """Whether a look after a refresh tells of other nights."""
+    outputs.refresh()
+    with ThreadPoolExecutor(1) as pool:
+        return outputs.look(pool)
+
+
 def test_topics_are_made_ahead_and_told_of(
     kafka: EmbeddedKafka, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A clock that moves on over midnight; a topic by hand, one too small, one that goes; without the right to make."""
-    options, now = {"bootstrap.servers": kafka.bootstrap_servers}, [NOON]
+    options, now = {"bootstrap.servers": kafka.bootstrap_servers}, [NOON - 1]
     kafka.create_topics({"ahead-in": 1})
-    config = load(config_of(tmp_path, kafka, "ahead", True))
+    config = load(config_of(tmp_path, kafka, "ahead", ("ztf", "lsst")))
     outputs = Outputs(config, options, lambda: now[0])
     outputs.open()
-    nights = ["20261127", "20261128", "20261129"]
+    nights = ["20261126", "20261127", "20261128", "20261129"]  # LSST's night goes on until noon
     assert set(outputs.names[2:]) == {*(f"ahead-{n}" for n in nights), "ahead-other"}
-    assert not outputs.refresh()
+    assert not has_news(outputs)
     now[0] += NIGHT_S
     kafka.create_topics({"ahead-20250101": 1})
     kafka.create_topics({"ahead-20250102": 1}, {"max.message.bytes": "60000"})
-    assert outputs.refresh()
+    assert has_news(outputs)
+    assert not has_news(outputs)
     (outlet,) = outputs.assign(config.sources[0]).outlets
     assert outlet.nights == ("20250101", *nights, "20261130")
     assert outlet.n_partitions == 1
     assert "topic 'ahead-20250102' is not used: topic 'ahead-20250102' takes messages of 60000 bytes" in caplog.text
     delete(kafka, "ahead-20250101")
-    assert outputs.refresh()
+    assert has_news(outputs)
+    assert not has_news(outputs)
     assert "ahead-20250101" not in outputs.names
     caplog.clear()
     bare = config.model_copy(update={"output": config.output.model_copy(update={"create_topics": False})})
@@ -152,7 +163,7 @@ def test_no_verdict_is_lost_between_nights(kafka: EmbeddedKafka, tmp_path: Path)
     options = {"bootstrap.servers": kafka.bootstrap_servers}
     kafka.create_topics({"lost-in": 1, f"lost-{first}": 2})
     send(kafka, "lost-in", map(Alert, alerts))
-    config = config_of(tmp_path, kafka, "lost", True)
+    config = config_of(tmp_path, kafka, "lost")
     with Running(tmp_path / "log", "run", "--config", config) as job:
         answered(job, options, len(alerts))
         kafka.create_topics({f"lost-{second}": 2})

@@ -12,10 +12,11 @@ import pyarrow.compute as pc
 
 from broker.delivery import Filter, Kind
 from broker.lightcurve import Bools, Integers
-from broker.outlet_nights import NIGHT, OTHER, dates, expand, name_of
+from broker.outlet_nights import NIGHT, OTHER, expand
 from broker.outlets import elasticc, fastdb, fink, fink_ai, hop, json_lines, lasair, records
 from broker.outlets.batch import Batch
 from broker.outlets.filters import passes
+from broker.outlets.nights import dates, name_of
 from broker.written import Written
 
 PUBLIC_PROGRAM = 1

@@ -25,6 +25,8 @@ from broker.delivery import topics_of
 from broker.errors import KafkaError, LedgerError
 from broker.ledger import LedgerRow, Offsets
 from broker.outlet_books import OutletBooks, audit_outlets
+from broker.outlet_nights import among, expand
+from broker.published import Published
 from broker.reconcile import Books, Outside, Place, Records, Window, look_up, outside, place_of, printable, reconcile
 from broker.repeats import Again, find_repeats
 from broker.topics import (
@@ -32,6 +34,7 @@ from broker.topics import (
     Reach,
     end_of,
     find_holes,
+    list_topics,
     offsets_at,
     open_consumer,
     reaches,
@@ -102,7 +105,9 @@ def audit(
         parts = [part for w in windows for part in (w.split(hours_of(asker, w)) if by_hour else [w])]
         expired_before = _expired_before(asker, output.topics[:2], notes)
         ledger_is_whole = _is_whole(asker, output.ledger, notes)
-        further = topics_of(config.outlets, {s.name: s.survey for s in chosen})
+        templates = topics_of(config.outlets, {s.name: s.survey for s in chosen})
+        nights = among(templates, list_topics(options))
+        further = expand(templates, nights)
         whole = expired_before is None and _expired_before(asker, further, notes) is None and ledger_is_whole
     rows = ledger_rows(options, output.ledger, read_from)
     books = [
@@ -112,13 +117,14 @@ def audit(
     outlets = []
     if whole and since is None and until is None:
         reader = lambda topic: collect(options, topic, None, tell).offsets  # noqa: E731  # it has no other use
-        outlets = audit_outlets(config.outlets, chosen, windows, rows, reader)
+        outlets = audit_outlets(config.outlets, chosen, windows, rows, reader, nights)
     elif further:
         notes.append("the outlets are audited only over all that was ever written: without --since, before retention")
     unclear = look_up(books)
     holes = find_holes(options, unclear) if unclear else []
     places = {window.place for window in windows}
-    again = find_repeats(options, output.classifications, read_from, tell) if repeats else None
+    schema_of = Published(output.registry)
+    again = find_repeats(options, output.classifications, read_from, tell, schema_of) if repeats else None
     return Audit(
         books=[one.with_holes(holes) for one in books],
         windows=windows,

@@ -12,9 +12,9 @@ from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 from pyspark.sql.avro.functions import from_avro
 
-from broker.errors import SchemaError
-from broker.registry import Schema, Writer
-from broker.surveys import Fields, Survey
+from broker.errors import ConfigError, SchemaError
+from broker.registry import Schema, Writer, packaged
+from broker.surveys import LONGEST_TEXT, Fields, Survey
 from broker.wire import FRAME_BYTES, schema_label
 
 # Appended to each body, and read as its last field: a body that ends early or goes on is not an alert.
@@ -42,6 +42,27 @@ def schema_pair(writer: Schema, survey: Survey, widest: bool = False) -> tuple[S
     """
     apart = _apart(writer)
     return apart, _Pruner(survey, apart, widest).record(apart, survey.fields, "")
+
+
+def type_of(survey: Survey, path: str) -> str:
+    """Avro type of a field of the newest alerts of a survey, such as double for diaObject.ra.
+
+    Raises ConfigError where there is none, or where it is no single value.
+    """
+    writer = packaged(survey.name)[-1]
+    pruner, found = _Pruner(survey, writer.schema, False), writer.schema
+    named = found
+    for name in path.split("."):
+        namespace = _full_name(named, "").rpartition(".")[0]
+        fields = {str(f["name"]): f["type"] for f in named.get("fields", ())}  # type: ignore[attr-defined]
+        if name not in fields:
+            known = ", ".join(fields) or "none"
+            raise ConfigError(f"alerts of {survey.name} ({writer.label}) have no field {path!r}: of {name!r}: {known}")
+        kind = pruner.resolve(fields[name], namespace)
+        named = kind if isinstance(kind, dict) and kind.get("type") == "record" else {"name": "none"}
+    if not isinstance(kind, str) or kind not in _PRIMITIVE:
+        raise ConfigError(f"field {path!r} of alerts of {survey.name} is no single value: name one inside a record")
+    return kind
 
 
 def _apart(writer: Schema) -> Schema:
@@ -204,6 +225,9 @@ def implausible(survey: Survey) -> Column:
     plausible = F.lit(True)
     for path, (low, high) in survey.mandatory.items():
         plausible = plausible & F.col(f"alert.{path}").cast("double").between(float(low), float(high))
+    for path in survey.texts:
+        fits = F.octet_length(f"alert.{path}") <= LONGEST_TEXT
+        plausible = plausible & F.coalesce(fits, F.lit(True))
     return ~F.coalesce(plausible, F.lit(False))
 
 

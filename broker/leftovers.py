@@ -39,10 +39,15 @@ class Notes:
     """
 
     def __init__(self, options: Mapping[str, str], outputs: Sequence[str], checkpoints: Iterable[Path]) -> None:
-        self._ends = EndOffsets(options, outputs)
+        self._options = options
+        self.follow(outputs)
         self._checkpoints = tuple(checkpoints)
         self._left = threading.Event()
         self._thread = threading.Thread(target=self._run, name="notes of end offsets", daemon=True)
+
+    def follow(self, outputs: Sequence[str]) -> None:
+        """Note the ends of these topics from now on. Raises KafkaError."""
+        self._ends = EndOffsets(self._options, outputs)
 
     def take(self, timeout_s: float = TIMEOUT_S) -> None:
         """One note in each checkpoint. Raises KafkaError, OSError."""

@@ -26,7 +26,7 @@ from broker.registry import Writer, by_id
 _log = logging.getLogger(__name__)
 
 MAX_SCHEMA_CHARS = 2**20  # LSST's have up to 60,000
-_NOT_THERE = 404
+NOT_THERE = 404
 
 
 class RegistryError(BrokerError):
@@ -80,7 +80,7 @@ class RegistryClient:
                 return _writer(schema_id, path.read_text())
             except (OSError, UnicodeDecodeError, SchemaError) as error:
                 _log.warning("%s in the cache of schemas is fetched again: %s", path.name, error)
-        with self._asking(f"schema {schema_id}"):
+        with asking(self.url, f"schema {schema_id}"):
             text = self._client.get_schema(schema_id).schema_str
         return self._keep(schema_id, text)
 
@@ -100,12 +100,12 @@ class RegistryClient:
             raise failure
 
     def _ask_subject(self, subject: str) -> Iterator[Writer]:
-        with self._asking(f"versions of {subject!r}"):
+        with asking(self.url, f"versions of {subject!r}"):
             versions = [int(version) for version in self._client.get_versions(subject)]
         for version in versions:
             if (subject, version) in self._seen:
                 continue
-            with self._asking(f"{subject!r}, version {version}"):
+            with asking(self.url, f"{subject!r}, version {version}"):
                 told = self._client.get_version(subject, version)
                 schema_id, text = _whole(told.schema_id), told.schema.schema_str
             try:
@@ -131,21 +131,20 @@ class RegistryClient:
     def _path(self, schema_id: int) -> Path:
         return self.folder / f"{schema_id}.avsc"
 
-    @contextmanager
-    def _asking(self, what: str) -> Iterator[None]:
-        """Every way in which a registry can fail, as one RegistryError."""
-        try:
-            yield
-        except SchemaRegistryError as error:
-            if error.http_status_code == _NOT_THERE:
-                raise RegistryError(f"the registry {self.url} has no {what} (now)") from error
-            raise RegistryError(f"the registry {self.url} refused {what}: {_short(error)}") from error
-        except httpx2.TransportError as error:
-            raise RegistryError(f"the registry {self.url} does not answer: {_short(error)}") from error
-        except (httpx2.HTTPError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise RegistryError(
-                f"the registry {self.url} answered rubbish when asked for {what}: {_short(error)}"
-            ) from error
+
+@contextmanager
+def asking(url: str, what: str) -> Iterator[None]:
+    """Every way in which a registry can fail, as one RegistryError."""
+    try:
+        yield
+    except SchemaRegistryError as error:
+        if error.http_status_code == NOT_THERE:
+            raise RegistryError(f"the registry {url} has no {what} (now)") from error
+        raise RegistryError(f"the registry {url} refused {what}: {_short(error)}") from error
+    except httpx2.TransportError as error:
+        raise RegistryError(f"the registry {url} does not answer: {_short(error)}") from error
+    except (httpx2.HTTPError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise RegistryError(f"the registry {url} answered rubbish when asked for {what}: {_short(error)}") from error
 
 
 def _writer(schema_id: int, text: object) -> Writer:

@@ -19,26 +19,24 @@ from datetime import UTC, datetime
 from py4j.protocol import Py4JError
 from pyspark.sql import DataFrame, SparkSession
 
-from broker import bounds, checkpoint, excess, job, registry, retention, session, sources
-from broker import model as models
+from broker import bounds, checkpoint, excess, job, retention, session, sources
 from broker.config import Config, Source, kafka_options, spark_kafka_options
-from broker.delivery import topics_of
 from broker.drain import drain
-from broker.errors import BrokerError, ConfigError, KafkaError, RejectionError
+from broker.errors import BrokerError, KafkaError, RejectionError
 from broker.health import Health
 from broker.imprint import imprint, take_over
 from broker.java import java
 from broker.learning import WAITING, Learner
 from broker.ledger import Balance, Gap, Span, compare, log_line
-from broker.ledger_topic import ROWS_KEPT_MS, LedgerTopic
-from broker.leftovers import Notes, check_ends, count_partitions, find_written
+from broker.ledger_topic import LedgerTopic
+from broker.leftovers import Notes, check_ends, find_written
 from broker.lock import Lock
-from broker.outlets import filters
+from broker.outputs import Outputs
 from broker.rejections import Rejections, recent
 from broker.signals import heard
-from broker.stream import Stream
+from broker.stream import Stream, check_start
 from broker.supervise import Budget, Fault, Seldom, judge
-from broker.topics import answers, check_topics, find_cluster, find_holes, find_missing, require_topics, wait_for_kafka
+from broker.topics import answers, find_cluster, find_holes, find_missing, require_topics, wait_for_kafka
 
 _log = logging.getLogger(__name__)
 
@@ -56,8 +54,8 @@ class Service:
         self.answered: Counter[str] = Counter()  # verdicts by "status/reason" so far
         self._kafka = kafka_options(config)
         self._spark_kafka = spark_kafka_options(config)
-        further = topics_of(config.outlets, {source.name: source.survey for source in config.sources})
-        self._outputs = (config.output.classifications, config.output.dead_letters, *further)
+        self._outputs = Outputs(config, self._kafka)
+        self._notes: Notes | None = None
         self._health = Health(config.service.health_file)
         self._was_asked = False
         self._learner = Learner(config) if config.registry.url else None
@@ -65,19 +63,19 @@ class Service:
     def run(self) -> Counter[str]:
         """Runs until stopped (or done); verdicts by "status/reason". Raises BrokerError where something failed."""
         for source in self.config.sources:
-            _check_start(source)
+            check_start(source)
         with ExitStack() as stack:
             locks = [stack.enter_context(Lock(source.checkpoint)) for source in self.config.sources]
             stack.enter_context(self._health)
             # What is wrong on this machine is told before Kafka is waited for.
             java()
-            filters.check(self.config.outlets, models.load(models.find(self.config.model.name)).card)
+            job.check_outlets(self.config)
             wait_for_kafka(self._kafka, self.config.kafka.startup_timeout_s)
             if self._learner:
                 self._learner.begin()
             streams = self._streams()
             stack.enter_context(heard(self._hear))
-            pool = stack.enter_context(ThreadPoolExecutor(len(streams) + 1))  # one for the registry
+            pool = stack.enter_context(ThreadPoolExecutor(len(streams) + 2))  # for the registry and nights
             stack.callback(self.stopping.set)  # whatever happens, so that the pool's work ends
             searches = self._search(pool, streams, locks)
             spark = self._spark(stack, locks)
@@ -91,7 +89,8 @@ class Service:
             ledger = stack.enter_context(LedgerTopic(self._kafka, self.config.output.ledger, names, since))
             for stream in streams:
                 self._check_last(stream, lately[stream.name], ledger)
-            stack.enter_context(Notes(self._kafka, self._outputs, [stream.source.checkpoint for stream in streams]))
+            notes = Notes(self._kafka, self._outputs.names, [stream.source.checkpoint for stream in streams])
+            self._notes = stack.enter_context(notes)
             for stream in streams:
                 self._start(spark, stream)
             _log.info("running: %s", ", ".join(f"{s.name} ({', '.join(s.source.topics)})" for s in streams))
@@ -141,8 +140,8 @@ class Service:
     def _leave_out(self, stream: Stream) -> None:
         """Have the next query leave out what an unfinished batch has written."""
         model = stream.assignment.passport.model
-        further = (topic for outlet in stream.assignment.outlets for topic in outlet.topics.values())
-        outputs = (*self._outputs[:2], *further)
+        further = (topic for outlet in stream.assignment.outlets for topic in outlet.names())
+        outputs = (*self.config.output.topics[:2], *further)
         written = find_written(self._kafka, stream.source, outputs, model, self.stopping)
         stream.assignment = replace(stream.assignment, written=written)
 
@@ -162,24 +161,15 @@ class Service:
         output, upkeep = self.config.output, self.config.service
         require_topics(self._kafka, [t for s in self.config.sources for t in s.topics])
         for source in self.config.sources:
-            check_ends(self._kafka, source, self._outputs)
-        limits = check_topics(
-            self._kafka,
-            [*output.topics, *self._outputs[2:]],
-            create=output.create_topics,
-            partitions=output.partitions,
-            max_message_bytes=output.max_message_bytes,
-            kept_ms={output.ledger: ROWS_KEPT_MS},
-        )
-        counts = count_partitions(self._kafka, self._outputs[2:])
+            check_ends(self._kafka, source, self._outputs.names)
+        self._outputs.open()
         streams, cluster = [], find_cluster(self._kafka)
         for source in self.config.sources:
-            assignment = job.assign(self.config, source, limits, counts)
+            assignment = self._outputs.assign(source)
             take_over(source.checkpoint, imprint(source, output.topics, cluster, assignment.passport))
             budget = Budget(upkeep.restarts, upkeep.restart_window_s)
-            streams.append(
-                Stream(source, limits, assignment, budget, Rejections(self.config.limits, assignment.uncounted))
-            )
+            rejections = Rejections(self.config.limits, assignment.uncounted)
+            streams.append(Stream(source, self._outputs.limits, assignment, budget, rejections))
             self._health.sources[source.name] = streams[-1].health
             if source.on_data_loss == "stop":
                 self._look_for_expired(streams[-1])
@@ -206,9 +196,13 @@ class Service:
             if self._learner:
                 news = self._learner.look(pool)
                 if news.fresh:
-                    self._take_up(spark, pool, streams, ledger)
+                    mine = [stream for stream in streams if stream.source.survey == "lsst"]
+                    self._take_up(spark, pool, mine, ledger, "the new schemas")
                 if news.ready:
                     pool.submit(self._learner.put_back, news.ready, self.stopping)
+            if self._outputs.look(pool):
+                mine = [stream for stream in streams if stream.source.survey in self._outputs.by_night]
+                self._take_up(spark, pool, mine, ledger, "the topics of the nights")
             self._health.tell()
             if self.once and all(stream.health.state == "done" for stream in streams):
                 break
@@ -246,12 +240,11 @@ class Service:
                 self._start(spark, stream)
 
     def _take_up(
-        self, spark: SparkSession, pool: ThreadPoolExecutor, streams: list[Stream], ledger: LedgerTopic
+        self, spark: SparkSession, pool: ThreadPoolExecutor, mine: list[Stream], ledger: LedgerTopic, what: str
     ) -> None:
-        """Start the queries of LSST again, between two batches, with a branch for each writer schema that is new."""
-        mine = [stream for stream in streams if stream.source.survey == "lsst"]
+        """Start these queries again, between two batches, with writer schemas and topics as they are known by now."""
         for stream in mine:
-            stream.assignment = replace(stream.assignment, learnt=registry.learnt())
+            self._renew(stream)
         running = {s.name: s for s in mine if s.query is not None and s.query.isActive and s.recovery is None}
         since = time.monotonic()
         is_clean = drain(spark, {name: stream.query for name, stream in running.items() if stream.query is not None})
@@ -259,9 +252,19 @@ class Service:
             self._check_books(stream, ledger)
             if is_clean:
                 self._start(spark, stream)
-                _log.info("%s: its query knows the new schemas after a pause of %.1f s", name, time.monotonic() - since)
+                _log.info("%s: its query knows %s after a pause of %.1f s", name, what, time.monotonic() - since)
             else:
                 stream.recovery = pool.submit(self._recover, stream, 0.0)
+
+    def _renew(self, stream: Stream) -> None:
+        now = self._outputs.assign(stream.source)
+        stream.assignment = replace(stream.assignment, learnt=now.learnt, outlets=now.outlets)
+        stream.limits = self._outputs.limits
+        if self._notes:
+            try:
+                self._notes.follow(self._outputs.names)
+            except KafkaError as error:  # no more than a longer search after the next crash
+                _log.warning("the ends of the topics of the nights can't be noted: %s", error)
 
     def _failed(self, pool: ThreadPoolExecutor, stream: Stream, fault: Fault) -> None:
         """Have the query start again in a while; raises BrokerError where that is of no use, or was done too often."""
@@ -301,7 +304,10 @@ class Service:
         """What comes before a restart, in a thread: wait, for Kafka too, see what is there and what is written."""
         if self.stopping.wait(wait_s) or not self._is_kafka_back(stream):
             return
-        topics = [*stream.source.topics, *self.config.output.topics, *self._outputs[2:]]
+        if stream.source.survey in self._outputs.by_night:
+            self._outputs.refresh()  # the topic of an old night may be gone
+            self._renew(stream)
+        topics = [*stream.source.topics, self.config.output.ledger, *self._outputs.names]
         missing = find_missing(self._kafka, topics)
         if missing and not self.stopping.wait(MISSING_S) and (missing := find_missing(self._kafka, topics)):
             raise BrokerError(
@@ -310,7 +316,7 @@ class Service:
                 "gone: to answer those alerts once more, start with a new checkpoint, a 'start' and new output topics; "
                 f"to go on without them, make it again, and remove {stream.source.checkpoint / bounds.FOLDER}"
             )
-        check_ends(self._kafka, stream.source, self._outputs)
+        check_ends(self._kafka, stream.source, self._outputs.names)
         self._look_for_expired(stream)
         self._leave_out(stream)
 
@@ -387,14 +393,6 @@ class Service:
         found = stream.rejections.add(balance.rows, committed.planned_at_ms)
         if found is not None:
             raise RejectionError(excess.tell(self.config, stream.name, committed.batch, found))
-
-
-def _check_start(source: Source) -> None:
-    if source.start is None and not checkpoint.has_offsets(source.checkpoint):
-        raise ConfigError(
-            f"source {source.name!r}: the checkpoint {source.checkpoint} is new, so 'start' must be given: 'earliest', "
-            "'latest' or a time such as 2026-11-20T00:00:00Z (Spark would silently begin at the latest alert)"
-        )
 
 
 def _stop(spark: SparkSession) -> None:

@@ -15,6 +15,7 @@ from pyspark.sql.streaming.query import StreamingQuery
 from broker import checkpoint
 from broker.classify import Assignment
 from broker.config import Source
+from broker.errors import ConfigError
 from broker.health import SourceHealth
 from broker.ledger import Gap
 from broker.rejections import Rejections
@@ -76,6 +77,15 @@ class Stream:
                 return told["durationMs"], _lag(told["sources"][0])
             time.sleep(0.02)
         return {}, None
+
+
+def check_start(source: Source) -> None:
+    """Raise ConfigError where a new checkpoint does not know where to begin."""
+    if source.start is None and not checkpoint.has_offsets(source.checkpoint):
+        raise ConfigError(
+            f"source {source.name!r}: the checkpoint {source.checkpoint} is new, so 'start' must be given: 'earliest', "
+            "'latest' or a time such as 2026-11-20T00:00:00Z (Spark would silently begin at the latest alert)"
+        )
 
 
 def _sink_options(limits: dict[str, int]) -> dict[str, str]:

@@ -22,6 +22,7 @@ from benchmarks import (
     archive,
     audit,
     baselines,
+    fault_kinds,
     fault_load,
     fault_memory,
     faults,

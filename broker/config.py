@@ -29,6 +29,7 @@ from broker.setting_types import (
     SettingsTable,
     Share,
     Whole,
+    check_address,
     check_slug,
     check_topic,
     check_topics,
@@ -112,7 +113,10 @@ class Model(SettingsTable):
 
 
 class Output(SettingsTable):
-    """[output]: the three topics written, and how missing ones are made (`partitions`, `max_message_bytes`)."""
+    """[output]: the three topics written, and how missing ones are made (`partitions`, `max_message_bytes`).
+
+    `registry`: classifications go out as Confluent frames, with their schema in that registry; None: as containers.
+    """
 
     classifications: str = "t2b-classifications"
     dead_letters: str = "t2b-dead-letters"
@@ -120,7 +124,9 @@ class Output(SettingsTable):
     create_topics: Bool = False
     partitions: Annotated[int, Field(strict=True, gt=0, le=10_000)] = 4
     max_message_bytes: Annotated[int, Field(strict=True, ge=65_536, le=2_147_483_647)] | None = None
+    registry: str | None = None
 
+    _is_address = field_validator("registry")(check_address)
     _topic_names = field_validator("classifications", "dead_letters", "ledger")(check_topic)
 
     @property

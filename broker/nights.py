@@ -108,6 +108,10 @@ class Nights:
             if topic not in held:
                 self._give_up(topic)
 
+    def unfinished(self) -> list[Source]:
+        """Nights that an earlier job has begun with and not done."""
+        return [self.night(topic) for topic in known_nights(self.source) if not self._is_done(topic)]
+
     def to_open(self, held: Held, now: datetime) -> list[Source]:
         """Nights that are to get a query, each as a source of its own; those of the past first."""
         found, known, current = [], known_nights(self.source), night_at(now, self.source.night_begins)
@@ -240,7 +244,7 @@ def check_start(source: Source) -> None:
         )
 
 
-def expand(source: Source, options: Mapping[str, str], now: datetime, notes: list[str]) -> list[Source]:
+def each_night(source: Source, options: Mapping[str, str], now: datetime, notes: list[str]) -> list[Source]:
     """The nights of a live source whose topics are there, for what looks at them from outside; else the source itself.
 
     Those that the job has begun; without its folder those of the last `nights`. `notes` gets what is left out. Raises

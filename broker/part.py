@@ -20,7 +20,7 @@ from broker.config import Config, Source, kafka_options
 from broker.errors import UsageError
 from broker.ledger import Balance, Span
 from broker.ledger_topic import LedgerTopic
-from broker.nights import expand
+from broker.nights import each_night
 from broker.service import Service
 from broker.stream import Stream
 from broker.topics import Reach, offsets_at, open_consumer, reaches
@@ -117,7 +117,7 @@ def prepare(
 
 def _whole(config: Config, source: Source) -> Source:
     """A live source with the topics of its nights, which one query can read once they are all there."""
-    nights = expand(source, kafka_options(config), datetime.now(UTC), notes := list[str]())
+    nights = each_night(source, kafka_options(config), datetime.now(UTC), notes := list[str]())
     for note in notes:
         _log.warning("%s", note)
     return source.model_copy(update={"topics": tuple(topic for night in nights for topic in night.topics)})

@@ -27,6 +27,7 @@ from broker.errors import UsageError
 from broker.learning import Learner
 from broker.outlets import HEADERS_TYPE
 from broker.outlets.dead_letter import ANSWERS
+from broker.published import publish
 from broker.reconcile import place_of
 from broker.replay import replay
 from broker.topics import check_topics
@@ -137,7 +138,9 @@ def _records(
 ) -> Iterator[Record]:
     """Classifications of the letters that can be answered now; `done` counts on the way."""
     sources = {source.name: source for source in config.sources}
-    assignments = {name: job.assign(config, source, limits) for name, source in sources.items()}
+    schema_id = publish(config.output)
+    config = config.model_copy(update={"outlets": ()})  # they are sent no late answers
+    assignments = {name: job.assign(config, s, limits, None, schema_id) for name, s in sources.items()}
     waiting: dict[str, list[Rejected]] = defaultdict(list)
     n = 0
     for letter in meant:

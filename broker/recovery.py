@@ -5,15 +5,16 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
-from broker import checkpoint, retention
+from broker import bounds, checkpoint, retention
 from broker.config import Config
-from broker.errors import BrokerError
+from broker.errors import BrokerError, KafkaError
 from broker.ledger import Gap, Span
-from broker.leftovers import Notes, find_written
+from broker.leftovers import Notes, check_ends, find_written
+from broker.outputs import Outputs
 from broker.stream import Stream
 from broker.supervise import Fault, Seldom
 from broker.topics import answers, find_missing
@@ -24,12 +25,10 @@ MISSING_S = 5.0  # a topic that is gone so long is gone, and not a cluster that 
 
 
 class Recovery:
-    """For all streams of a job. outputs: all topics that it writes, classifications and dead letters first."""
+    """For all streams of a job. notes: from when there are any."""
 
-    def __init__(
-        self, config: Config, kafka: Mapping[str, str], outputs: Sequence[str], stopping: threading.Event
-    ) -> None:
-        self.notes = Notes(kafka, outputs)
+    def __init__(self, config: Config, kafka: Mapping[str, str], outputs: Outputs, stopping: threading.Event) -> None:
+        self.notes: Notes | None = None
         self._config, self._kafka, self._outputs, self._stopping = config, kafka, outputs, stopping
 
     def look_for_expired(self, stream: Stream) -> None:
@@ -51,10 +50,21 @@ class Recovery:
     def leave_out(self, stream: Stream) -> None:
         """Have the next query leave out what an unfinished batch has written."""
         model = stream.assignment.passport.model
-        further = (topic for outlet in stream.assignment.outlets for topic in outlet.topics.values())
-        outputs = (*self._outputs[:2], *further)
+        further = (topic for outlet in stream.assignment.outlets for topic in outlet.names())
+        outputs = (*self._config.output.topics[:2], *further)
         written = find_written(self._kafka, stream.source, outputs, model, self._stopping)
         stream.assignment = replace(stream.assignment, written=written)
+
+    def renew(self, stream: Stream) -> None:
+        """Have its next query know writer schemas and topics as they are known by now."""
+        now = self._outputs.assign(stream.source)
+        stream.assignment = replace(stream.assignment, learnt=now.learnt, outlets=now.outlets)
+        stream.limits = self._outputs.limits
+        if self.notes:
+            try:
+                self.notes.follow(self._outputs.names)
+            except KafkaError as error:  # no more than a longer search after the next crash
+                _log.warning("the ends of the topics of the nights can't be noted: %s", error)
 
     def prepare(self, pool: ThreadPoolExecutor, stream: Stream, wait_s: float = 0.0) -> None:
         """Have all of this done in a thread, in a while; the stream's query may start once its `recovery` is done."""
@@ -86,17 +96,23 @@ class Recovery:
     def _prepare(self, stream: Stream, wait_s: float) -> None:
         if self._stopping.wait(wait_s) or not self._is_kafka_back(stream):
             return
-        topics = [*stream.source.topics, *self._config.output.topics]
+        if stream.source.survey in self._outputs.by_night:
+            self._outputs.refresh()  # the topic of an old night may be gone
+            self.renew(stream)
+        topics = [*stream.source.topics, self._config.output.ledger, *self._outputs.names]
         missing = find_missing(self._kafka, topics)
         if missing and not self._stopping.wait(MISSING_S) and (missing := find_missing(self._kafka, topics)):
             raise BrokerError(
                 f"source {stream.label!r}: the query failed, and Kafka lacks the topic {', '.join(missing)} (or hides "
-                "it from this login). Let this login see it, or make it again, then start again. What was on a topic "
-                "that was deleted is gone: to answer those alerts once more, start with a new checkpoint and a 'start'"
+                "it from this login). Let this login see it, then start again. What was on a topic that was deleted is "
+                "gone: to answer those alerts once more, start with a new checkpoint, a 'start' and new output topics; "
+                f"to go on without them, make it again, and remove {stream.source.checkpoint / bounds.FOLDER}"
             )
+        check_ends(self._kafka, stream.source, self._outputs.names)
         self.look_for_expired(stream)
         self.leave_out(stream)
-        self.notes.add(stream.source.checkpoint)
+        if self.notes:
+            self.notes.add(stream.source.checkpoint)
 
     def _is_kafka_back(self, stream: Stream) -> bool:
         """Waits for Kafka; False where the job is to end first. Raises BrokerError once it has waited too long."""

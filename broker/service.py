@@ -14,34 +14,31 @@ from collections import Counter
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, suppress
-from dataclasses import replace
 from datetime import UTC, datetime
 
 from py4j.protocol import Py4JError
 from pyspark.sql import DataFrame, SparkSession
 
-from broker import checkpoint, excess, job, registry, retention, session, sources
-from broker import model as models
+from broker import checkpoint, excess, job, retention, session, sources
 from broker.config import Config, Source, kafka_options, spark_kafka_options
-from broker.delivery import topics_of
 from broker.drain import drain
 from broker.errors import BrokerError, KafkaError, RejectionError
 from broker.health import Health, SourceHealth
 from broker.imprint import imprint, take_over
 from broker.java import java
-from broker.learning import WAITING, Learner, put_back
+from broker.learning import WAITING, Learner
 from broker.ledger import Balance, Gap, Span, compare, log_line
-from broker.ledger_topic import ROWS_KEPT_MS, LedgerTopic
-from broker.leftovers import count_partitions
+from broker.ledger_topic import LedgerTopic
+from broker.leftovers import Notes, check_ends
 from broker.lock import Lock
 from broker.nights import Held, Nights, check_start
-from broker.outlets import filters
+from broker.outputs import Outputs
 from broker.recovery import Recovery
 from broker.rejections import Rejections, recent
 from broker.signals import heard
 from broker.stream import Stream
 from broker.supervise import Budget, judge
-from broker.topics import answers, check_topics, find_cluster, find_holes, require_topics, wait_for_kafka
+from broker.topics import answers, find_cluster, find_holes, require_topics, wait_for_kafka
 
 _log = logging.getLogger(__name__)
 
@@ -59,8 +56,7 @@ class Service:
         self.answered: Counter[str] = Counter()  # verdicts by "status/reason" so far
         self._kafka = kafka_options(config)
         self._spark_kafka = spark_kafka_options(config)
-        further = topics_of(config.outlets, {source.name: source.survey for source in config.sources})
-        self._outputs = (config.output.classifications, config.output.dead_letters, *further)
+        self._outputs = Outputs(config, self._kafka)
         self._health = Health(config.service.health_file)
         self._was_asked = False
         self._learner = Learner(config) if config.registry.url else None
@@ -76,7 +72,7 @@ class Service:
             stack.enter_context(self._health)
             # What is wrong on this machine is told before Kafka is waited for.
             java()
-            filters.check(self.config.outlets, models.load(models.find(self.config.model.name)).card)
+            job.check_outlets(self.config)
             wait_for_kafka(self._kafka, self.config.kafka.startup_timeout_s)
             if self._learner:
                 self._learner.begin()
@@ -94,10 +90,11 @@ class Service:
             since = min((c.planned_at_ms for found in lately.values() for c in found), default=int(time.time() * 1000))
             names = [source.name for source in self.config.sources]
             ledger = stack.enter_context(LedgerTopic(self._kafka, self.config.output.ledger, names, since))
+            notes = self._recovery.notes = Notes(self._kafka, self._outputs.names)
             for stream in streams:
                 self._check_last(stream, lately[stream.label], ledger)
-                self._recovery.notes.add(stream.source.checkpoint)
-            stack.enter_context(self._recovery.notes)
+                notes.add(stream.source.checkpoint)
+            stack.enter_context(notes)
             for stream in streams:
                 self._start(spark, stream)
             told = ", ".join(f"{s.label} ({', '.join(s.source.topics)})" for s in streams)
@@ -143,33 +140,29 @@ class Service:
 
     def _streams(self) -> list[Stream]:
         """Topics checked, one stream per source, or per night of it that is there now."""
-        output = self.config.output
-        require_topics(self._kafka, [t for s in self.config.sources if not s.is_live for t in s.topics])
-        self._limits = check_topics(
-            self._kafka,
-            [*output.topics, *self._outputs[2:]],
-            create=output.create_topics,
-            partitions=output.partitions,
-            max_message_bytes=output.max_message_bytes,
-            kept_ms={output.ledger: ROWS_KEPT_MS},
-        )
-        self._counts, self._cluster = count_partitions(self._kafka, self._outputs[2:]), find_cluster(self._kafka)
-        streams = [self._stream(source, source.name) for source in self.config.sources if not source.is_live]
-        for nights in self._nights:
-            held = nights.ask(now := datetime.now(UTC))
-            nights.begin(held)
-            streams += self._open(nights, held, now)
+        now, fixed = datetime.now(UTC), [source for source in self.config.sources if not source.is_live]
+        require_topics(self._kafka, [topic for source in fixed for topic in source.topics])
+        held = [nights.ask(now) for nights in self._nights]
+        for nights, topics in zip(self._nights, held, strict=True):
+            nights.begin(topics)
+        for source in (*fixed, *(night for nights in self._nights for night in nights.unfinished())):
+            check_ends(self._kafka, source, self._outputs.names)
+        self._outputs.open([topic for topics in (*(s.topics for s in fixed), *held) for topic in topics])
+        self._cluster = find_cluster(self._kafka)
+        streams = [self._stream(source, source.name) for source in fixed]
+        for nights, topics in zip(self._nights, held, strict=True):
+            streams += self._open(nights, topics, now)
         for stream in streams:
             if stream.source.on_data_loss == "stop":
                 self._recovery.look_for_expired(stream)
         return streams
 
     def _stream(self, source: Source, label: str) -> Stream:
-        assignment = job.assign(self.config, source, self._limits, self._counts)
+        assignment = self._outputs.assign(source)
         take_over(source.checkpoint, imprint(source, self.config.output.topics, self._cluster, assignment.passport))
         budget = Budget(self.config.service.restarts, self.config.service.restart_window_s)
         rejections = Rejections(self.config.limits, assignment.uncounted)
-        stream = Stream(source, label, self._limits, assignment, budget, rejections)
+        stream = Stream(source, label, self._outputs.limits, assignment, budget, rejections)
         self._health.sources[label] = stream.health
         return stream
 
@@ -191,11 +184,7 @@ class Service:
         while not self.stopping.wait(POLL_S):
             for stream in streams:
                 self._turn(spark, pool, stream, ledger)
-            if self._learner and (fresh := self._learner.look(pool)):
-                self._take_up(spark, pool, streams, ledger)
-                pool.submit(put_back, self.config, fresh, self.stopping)
-            if not self.once:
-                self._follow(spark, pool, streams, ledger)
+            self._look_around(spark, pool, streams, ledger)
             self._health.tell()
             if self.once and all(stream.health.state == "done" for stream in streams):
                 break
@@ -212,6 +201,23 @@ class Service:
             for nights in self._nights:
                 for topic in nights.to_close(nights.ask(now := datetime.now(UTC)), now, quiet_s=0):
                     nights.finish(topic, now)
+
+    def _look_around(
+        self, spark: SparkSession, pool: ThreadPoolExecutor, streams: list[Stream], ledger: LedgerTopic
+    ) -> None:
+        """Take up what is new: writer schemas, topics of outlets, nights."""
+        if self._learner:
+            news = self._learner.look(pool)
+            if news.fresh:
+                mine = [stream for stream in streams if stream.source.survey == "lsst"]
+                self._take_up(spark, pool, mine, ledger, "the new schemas")
+            if news.ready:
+                pool.submit(self._learner.put_back, news.ready, self.stopping)
+        if self._outputs.look(pool):
+            mine = [stream for stream in streams if stream.source.survey in self._outputs.by_night]
+            self._take_up(spark, pool, mine, ledger, "the topics of the nights")
+        if not self.once:
+            self._follow(spark, pool, streams, ledger)
 
     def _turn(self, spark: SparkSession, pool: ThreadPoolExecutor, stream: Stream, ledger: LedgerTopic) -> None:
         """A look at one stream: its books, whether its query has failed, whether a failed one may start again."""
@@ -237,12 +243,11 @@ class Service:
                 self._start(spark, stream)
 
     def _take_up(
-        self, spark: SparkSession, pool: ThreadPoolExecutor, streams: list[Stream], ledger: LedgerTopic
+        self, spark: SparkSession, pool: ThreadPoolExecutor, mine: list[Stream], ledger: LedgerTopic, what: str
     ) -> None:
-        """Start the queries of LSST again, between two batches, with a branch for each writer schema that is new."""
-        mine = [stream for stream in streams if stream.source.survey == "lsst"]
+        """Start these queries again, between two batches, with writer schemas and topics as they are known by now."""
         for stream in mine:
-            stream.assignment = replace(stream.assignment, learnt=registry.learnt())
+            self._recovery.renew(stream)
         running = {s.label: s for s in mine if s.query is not None and s.query.isActive and s.recovery is None}
         since = time.monotonic()
         is_clean = drain(spark, {name: stream.query for name, stream in running.items() if stream.query is not None})
@@ -250,7 +255,7 @@ class Service:
             self._check_books(stream, ledger)
             if is_clean:
                 self._start(spark, stream)
-                _log.info("%s: its query knows the new schemas after a pause of %.1f s", name, time.monotonic() - since)
+                _log.info("%s: its query knows %s after a pause of %.1f s", name, what, time.monotonic() - since)
             else:
                 self._recovery.prepare(pool, stream)
 
@@ -298,7 +303,8 @@ class Service:
             return False
         self._check_books(stream, ledger)
         if stream.health.balanced:
-            self._recovery.notes.remove(stream.source.checkpoint)
+            if self._recovery.notes:
+                self._recovery.notes.remove(stream.source.checkpoint)
             del self._health.sources[stream.label]
         return stream.health.balanced
 
@@ -317,8 +323,6 @@ class Service:
             for one in late:
                 balance = self._balance(stream, one.batch, one.spans, ledger)
                 self.answered.update(balance.counts)
-                if self._learner and balance.counts.get(f"rejected/{WAITING}"):
-                    self._learner.wait_for(one.planned_at_ms)
                 durations, lag = stream.report(one.batch)
                 health.batch, health.committed_at, health.lag = one.batch, datetime.now(UTC).isoformat(), lag
                 _log.info("%s", log_line(stream.label, one.batch, balance, durations, lag))
@@ -358,7 +362,9 @@ class Service:
             self._limit(stream, last, self._balance(stream, last.batch, last.spans, ledger))
 
     def _limit(self, stream: Stream, committed: checkpoint.Committed, balance: Balance) -> None:
-        """Raise RejectionError where too much is rejected, with what the letters have in common."""
+        """Raise RejectionError where too much is rejected, with what the letters have in common; tell the learner."""
+        if self._learner and balance.counts.get(f"rejected/{WAITING}"):
+            self._learner.wait_for(committed.planned_at_ms)
         found = stream.rejections.add(balance.rows, committed.planned_at_ms)
         if found is not None:
             raise RejectionError(excess.tell(self.config, stream.source.name, committed.batch, found))

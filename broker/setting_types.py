@@ -3,6 +3,7 @@
 import re
 from datetime import date
 from typing import Annotated
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -58,3 +59,15 @@ def check_slug(name: str) -> str:
     if not _SLUG.fullmatch(name):
         raise ValueError("needs small letters, digits, '-' and '_', and starts with a letter or digit")
     return name
+
+
+def check_address(url: str | None) -> str | None:
+    """The address of a registry, if it is one. Raises ValueError."""
+    if url is None:
+        return None
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError(f"needs http://HOST:PORT or https://HOST, and its path; {url!r} is not one")
+    if parts.username or parts.password:
+        raise ValueError("has a login in it; a registry is asked without one")
+    return url.rstrip("/")

@@ -5,7 +5,6 @@ In this process, by the entry point that the installed command calls; nothing he
 
 import json
 import logging
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -37,9 +36,8 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp
     monkeypatch.setenv("T2_BROKER_CACHE", str(tmp_path / "cache"))
 
     def run_it(*args: str | Path) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["broker", *map(str, args)])
         try:
-            main()
+            main([*map(str, args)])
             code = 0
         except SystemExit as end:
             code = int(end.code or 0)

@@ -18,7 +18,7 @@ from broker.config import Source
 from broker.embedded import EmbeddedKafka
 from broker.errors import BrokerError, ConfigError, KafkaError
 from broker.night_names import night_at, topic_of
-from broker.nights import Nights, check_start, expand, known_nights
+from broker.nights import Nights, check_start, each_night, known_nights
 from broker.part import prepare
 from broker.topics import Reach
 
@@ -316,14 +316,14 @@ def test_from_outside_without_the_jobs_folder(kafka: EmbeddedKafka, tmp_path: Pa
     with pytest.raises(
         KafkaError, match=r"no topic is there by out_\{night\}: 4 nights from out_20261118 to out_20261121"
     ):
-        expand(source, options_of(kafka), NOON, notes)
+        each_night(source, options_of(kafka), NOON, notes)
     kafka.create_topics({"out_20261119": 1, "out_20261101": 1})
-    (night,) = expand(source, options_of(kafka), NOON, notes)
+    (night,) = each_night(source, options_of(kafka), NOON, notes)
     assert (night.topics, night.start, night.checkpoint) == (("out_20261119",), "earliest", tmp_path / "out_20261119")
     nights_of(source)
     leave(tmp_path, "out_20261101", 0)
     leave(tmp_path, "out_20261102", 0)
-    (night,) = expand(source, options_of(kafka), NOON, notes)
+    (night,) = each_night(source, options_of(kafka), NOON, notes)
     assert night.topics == ("out_20261101",)
     assert notes == [
         "sky: the topics of 1 nights are gone, which can't be looked at: out_20261102",

@@ -64,7 +64,7 @@ def nightly(kafka: EmbeddedKafka, tmp_path_factory: pytest.TempPathFactory) -> N
     source |= {"night_begins": begins, "night_quiet_s": QUIET_S}
     path = write_config(folder, kafka.bootstrap_servers, [source], OUTPUT)
     with Running(folder / "first.log", "run", "--config", path) as job:
-        job.wait_for(f"sky: no night is open; waits for {topics[0]}")
+        job.wait_for("sky: no night is open; waits for sky_")
         kafka.create_topics({topics[n]: 2 for n in (-2, -1, 0)})
         sent = send(kafka, topics[-1], ALERTS[:7], 2) | send(kafka, topics[0], ALERTS[7:27], 2)
         job.wait_for(f"sky/{topics[0]} batch 0")

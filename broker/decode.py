@@ -197,46 +197,46 @@ def decode(frames: DataFrame, survey: Survey, writers: tuple[Writer, ...]) -> Da
 
     Each from_avro stands in a column of its own: taking two fields straight out of the call would decode twice.
     """
-    rows = frames.withColumn("schema", schema_label(survey, writers, F.col("value")))
-    added, found, label = [], [], F.col("schema")
+    label, ended, schema = schema_label(survey, writers, F.col("value")), F.col("ended"), F.col("schema")
+    rows = frames.select("*", label.alias("schema"), F.concat("value", F.lit(END)).alias("ended"))
+    found: list[Column] = []
     if survey.framing == "confluent":
-        rows = rows.withColumn("framed", _by_label(writers, lambda w: _read(_framed, _end(F.col("value")), survey, w)))
-        added, found = ["framed"], [F.when(F.col("framed.end") == F.lit(END), F.col("framed.alert"))]
+        rows = rows.select("*", _by_label(writers, lambda w: _read(_framed, ended, survey, w)).alias("framed"))
+        found = [F.when(F.col("framed.end") == F.lit(END), F.col("framed.alert"))]
     known = tuple(w for w in writers if w.headers)
     if known:
-        contained = _by_label(known, lambda w: _read(_container, _end(F.col("value")), survey, w))
-        rows = rows.withColumn("contained", contained)
+        rows = rows.select("*", _by_label(known, lambda w: _read(_container, ended, survey, w)).alias("contained"))
         sound = (F.col("contained.count") == 1) & (F.col("contained.sync") == F.col("contained.sync2"))
         sound = sound & (F.col("contained.end") == F.lit(END))  # else a second block could follow, unread
-        added, found = [*added, "contained"], [*found, F.when(sound, F.col("contained.alert"))]
+        found = [*found, F.when(sound, F.col("contained.alert"))]
     if survey.framing == "bare":
-        open_ = F.col("schema").isNull()
+        open_ = schema.isNull()
         for number, writer in enumerate(writers):  # nothing says which layout it is: the one that fits to the last byte
             name = f"bare_{number}"
-            rows = rows.withColumn(name, F.when(open_, _read(_ended, _end(F.col("value")), survey, writer)))
+            rows = rows.select("*", F.when(open_, _read(_ended, ended, survey, writer)).alias(name))
             fits = F.coalesce(F.col(f"{name}.end") == F.lit(END), F.lit(False))
-            added, found = [*added, name], [*found, F.when(fits, F.col(f"{name}.alert"))]
-            label, open_ = F.when(fits, F.lit(writer.label)).otherwise(label), open_ & ~fits
-    return rows.withColumn("alert", F.coalesce(*found)).withColumn("schema", label).drop(*added)
+            found = [*found, F.when(fits, F.col(f"{name}.alert"))]
+            schema, open_ = F.when(fits, F.lit(writer.label)).otherwise(schema), open_ & ~fits
+    return rows.select(*frames.columns, F.coalesce(*found).alias("alert"), schema.alias("schema"))
 
 
 def implausible(survey: Survey) -> Column:
     """Whether `alert` lacks a mandatory value in its plausible range (the same table as gather.implausible)."""
     plausible = F.lit(True)
     for path, (low, high) in survey.mandatory.items():
-        value = F.col(f"alert.{path}").cast("double")
-        plausible = plausible & F.coalesce(value.between(float(low), float(high)), F.lit(False))
+        plausible = plausible & F.col(f"alert.{path}").cast("double").between(float(low), float(high))
     for path in survey.texts:
         fits = F.octet_length(f"alert.{path}") <= LONGEST_TEXT
         plausible = plausible & F.coalesce(fits, F.lit(True))
-    return ~plausible
+    return ~F.coalesce(plausible, F.lit(False))
 
 
 def _by_label(writers: tuple[Writer, ...], read: Callable[[Writer], Column]) -> Column:
-    """A branch per writer schema."""
-    branches = F.lit(None)
-    for writer in writers:
-        branches = F.when(F.col("schema") == writer.label, read(writer)).otherwise(branches)
+    """A branch per writer schema, side by side: nested, each would have the types of all below it compared again."""
+    first, *others = writers
+    branches = F.when(F.col("schema") == first.label, read(first))
+    for writer in others:
+        branches = branches.when(F.col("schema") == writer.label, read(writer))
     return branches
 
 
@@ -245,10 +245,6 @@ def _read(wrap: Callable[[Schema, bool], Schema], data: Column, survey: Survey, 
     apart, reader = schema_pair(writer.schema, survey)
     options = {"avroSchema": json.dumps(wrap(reader, True)), "mode": "PERMISSIVE"}
     return from_avro(data, json.dumps(wrap(apart, False)), options)
-
-
-def _end(body: Column) -> Column:
-    return F.concat(body, F.lit(END))
 
 
 def _ended(alert: Schema, reader: bool) -> Schema:

@@ -46,11 +46,16 @@ def build_from_alerts(alerts: DataFrame, assignment: Assignment) -> DataFrame:
 def before_hop(frames: DataFrame, survey: Survey, assignment: Assignment, alone: Iterable[Gap] = ()) -> DataFrame:
     """What crosses to Python, one row per alert."""
     survey = surveys.widened(survey, assignment.extra)
-    decoded = decode(frames, survey, registry.writers(survey.name)).withColumn("alone", _within(alone))
     fits = F.length("value") <= assignment.max_alert_bytes
-    decoded = decoded.withColumn("alert", F.when(fits, F.col("alert")))
+    decoded = decode(frames, survey, registry.writers(survey.name))
+    decoded = decoded.select(
+        *frames.columns, "schema", F.when(fits, F.col("alert")).alias("alert"), _within(alone).alias("alone")
+    )
     sends_bytes = any(outlet.kind == "fastdb" for outlet in assignment.outlets)  # only then do good alerts' bytes cross
-    needs_bytes = F.lit(sends_bytes) | F.col("alert").isNull() | F.col("alone") | implausible(survey)
+    doubtful = F.lit(sends_bytes) | F.col("alert").isNull() | F.col("alone") | implausible(survey)
+    # A column, since each use of the expression would be planned again, batch after batch
+    decoded = decoded.select("*", doubtful.alias("needs_bytes"))
+    needs_bytes = F.col("needs_bytes")
     return decoded.select(
         "alert",
         "schema",

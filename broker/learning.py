@@ -17,6 +17,7 @@ from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import NamedTuple
 
 from broker.config import Config, kafka_options
 from broker.deadletter import Selection, read_letters
@@ -43,6 +44,7 @@ class Waiting:
     def __init__(self, path: Path) -> None:
         self._path, self._lock = path, threading.Lock()
         self._ids: set[int] = set()
+        self._tried: set[int] = set()  # whose alerts this job has put back, or could not, since the last came
         try:
             self._ids = {int(schema_id) for schema_id in json.loads(path.read_text())}
         except FileNotFoundError:
@@ -50,25 +52,48 @@ class Waiting:
         except (OSError, ValueError, TypeError) as error:
             _log.warning("which schemas alerts wait for can't be read in %s: %s; %s", path, error, _by_hand("FILE"))
 
-    def ids(self) -> set[int]:
-        """A copy."""
+    def unknown(self) -> set[int]:
+        """Those that nobody knows."""
         with self._lock:
-            return set(self._ids)
+            return {schema_id for schema_id in self._ids if by_id(schema_id) is None}
 
-    def change(self, come: Iterable[int] = (), gone: Iterable[int] = ()) -> None:
-        """Add some, take some away."""
+    def ready(self) -> tuple[Writer, ...]:
+        """The others' schemas: their alerts can be put back. Each is given once, until more alerts come."""
         with self._lock:
-            ids = (self._ids | set(come)) - set(gone)
-            if ids == self._ids:
-                return
-            self._ids = ids
-            try:
-                self._path.parent.mkdir(parents=True, exist_ok=True)
-                part = self._path.with_suffix(".part")
-                part.write_text(json.dumps(sorted(ids)))
-                part.replace(self._path)
-            except OSError as error:
-                _log.warning("which schemas alerts wait for can't be kept in %s: %s", self._path, error)
+            known = {i: told[1] for i in sorted(self._ids - self._tried) if (told := by_id(i)) is not None}
+            self._tried |= known.keys()
+            return tuple(known.values())
+
+    def come(self, ids: set[int]) -> None:
+        """Alerts have come with these ids."""
+        with self._lock:
+            self._tried -= ids
+            self._keep(self._ids | ids)
+
+    def done(self, schema_id: int | None) -> None:
+        """The alerts of this id were answered."""
+        with self._lock:
+            if schema_id in self._tried:  # else more have come in the meantime
+                self._keep(self._ids - {schema_id})
+
+    def _keep(self, ids: set[int]) -> None:
+        if ids == self._ids:
+            return
+        self._ids = ids
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            part = self._path.with_suffix(".part")
+            part.write_text(json.dumps(sorted(ids)))
+            part.replace(self._path)
+        except OSError as error:
+            _log.warning("which schemas alerts wait for can't be kept in %s: %s", self._path, error)
+
+
+class News(NamedTuple):
+    """fresh: writer schemas that nobody knew before. ready: known ones that alerts wait for."""
+
+    fresh: tuple[Writer, ...] = ()
+    ready: tuple[Writer, ...] = ()
 
 
 class Learner:
@@ -91,18 +116,13 @@ class Learner:
         self._due = 0.0
         self._failures = 0
 
-    def begin(self) -> tuple[Writer, ...]:
-        """Know the cache, and ask once; a registry that does not answer is no reason not to start.
-
-        Gives the schemas known now that alerts waited for when the last job ended.
-        """
+    def begin(self) -> None:
+        """Know the cache, and ask once; a registry that does not answer is no reason not to start."""
         learn(cached(self._config.registry))
         try:
             self._take_in(self._ask(None))
         except RegistryError as error:
             self._failed(error)
-        known = (by_id(schema_id) for schema_id in sorted(self._waiting.ids()))
-        return tuple(found[1] for found in known if found is not None)
 
     def wait_for(self, since_ms: int) -> None:
         """Alerts of a batch planned at this time (ms since 1970) have no schema: ask soon."""
@@ -110,12 +130,12 @@ class Learner:
         if not self._failures:
             self._due = min(self._due, time.monotonic() + SHORTEST_WAIT_S)
 
-    def look(self, pool: ThreadPoolExecutor) -> tuple[Writer, ...]:
-        """Never waits. Writer schemas that are new since the last look; asks again when it is time."""
+    def look(self, pool: ThreadPoolExecutor) -> News:
+        """Never waits. What is new since the last look; asks again when it is time."""
         if self._answer is not None and self._answer.done():
             answer, self._answer = self._answer, None
             try:
-                return self._take_in(answer.result())
+                return News(self._take_in(answer.result()), self._waiting.ready())
             except RegistryError as error:
                 self._failed(error)
             except BrokerError as error:  # the dead letters can't be read now
@@ -125,22 +145,22 @@ class Learner:
         if self._answer is None and time.monotonic() >= self._due:
             self._reading_ms, self._unread_ms = self._unread_ms, None
             self._answer = pool.submit(self._ask, self._reading_ms)
-        return ()
+        return News(ready=self._waiting.ready())
 
-    def put_back(self, fresh: Iterable[Writer], stopping: threading.Event) -> None:
+    def put_back(self, ready: Iterable[Writer], stopping: threading.Event) -> None:
         """Have the alerts that waited for these schemas answered, in their order, by `broker dead-letters replay`.
 
         In a process of its own: what kills its reader must not kill the job. One that is broken off is done again by
         the next start.
         """
-        for writer in fresh:
-            if _put_back(self._config, writer, stopping) and writer.schema_id is not None:
-                self._waiting.change(gone=[writer.schema_id])
+        for writer in ready:
+            if _put_back(self._config, writer, stopping):
+                self._waiting.done(writer.schema_id)
 
     def _ask(self, unread_ms: int | None) -> list[Writer]:
-        """Raises BrokerError where the dead letters can't be read, and only then RegistryError."""
+        """Writer schemas that nobody knew. unread_ms: see what ids alerts have come with since then."""
         if unread_ms is not None:
-            self._waiting.change(come=self._ids_of_letters(unread_ms))
+            self._waiting.come(self._ids_of_letters(unread_ms))
         found: list[Writer] = []
         failures: list[RegistryError] = []
         try:
@@ -149,7 +169,7 @@ class Learner:
         except RegistryError as error:
             failures.append(error)
         told = {writer.schema_id for writer in found}
-        for schema_id in sorted(i for i in self._waiting.ids() - told if by_id(i) is None):
+        for schema_id in sorted(self._waiting.unknown() - told):
             try:
                 found.append(self._client.fetch(schema_id))
             except SchemaError as error:  # which may be a registry's bad moment, so it is asked for again
@@ -165,12 +185,12 @@ class Learner:
         return found
 
     def _ids_of_letters(self, since_ms: int) -> set[int]:
-        """Ids that alerts came with and that nobody knows."""
+        """Ids that the alerts came with."""
         config = self._config
         selection = Selection(reason=WAITING, since=datetime.fromtimestamp(since_ms / 1000, UTC))
         letters = read_letters(kafka_options(config), config.output.dead_letters, selection)
         ids = (schema_id_of(letter.value or b"") for letter in letters)
-        return {schema_id for schema_id in ids if schema_id is not None and by_id(schema_id) is None}
+        return {schema_id for schema_id in ids if schema_id is not None}
 
     def _take_in(self, found: list[Writer]) -> tuple[Writer, ...]:
         if self._failures:

@@ -19,7 +19,7 @@ from datetime import UTC, datetime
 from py4j.protocol import Py4JError
 from pyspark.sql import DataFrame, SparkSession
 
-from broker import checkpoint, excess, job, retention, session, sources
+from broker import bounds, checkpoint, excess, job, retention, session, sources
 from broker.config import Config, Source, kafka_options, spark_kafka_options
 from broker.drain import drain
 from broker.errors import BrokerError, KafkaError, RejectionError
@@ -29,7 +29,7 @@ from broker.java import java
 from broker.learning import WAITING, Learner
 from broker.ledger import Balance, Gap, Span, compare, log_line
 from broker.ledger_topic import LedgerTopic
-from broker.leftovers import Notes, find_written
+from broker.leftovers import Notes, check_ends, find_written
 from broker.lock import Lock
 from broker.outputs import Outputs
 from broker.rejections import Rejections, recent
@@ -71,7 +71,8 @@ class Service:
             java()
             job.check_outlets(self.config)
             wait_for_kafka(self._kafka, self.config.kafka.startup_timeout_s)
-            waited_for = self._learner.begin() if self._learner else ()
+            if self._learner:
+                self._learner.begin()
             streams = self._streams()
             stack.enter_context(heard(self._hear))
             pool = stack.enter_context(ThreadPoolExecutor(len(streams) + 2))  # for the registry and nights
@@ -94,8 +95,6 @@ class Service:
                 self._start(spark, stream)
             _log.info("running: %s", ", ".join(f"{s.name} ({', '.join(s.source.topics)})" for s in streams))
             self.started.set()
-            if self._learner and waited_for:
-                pool.submit(self._learner.put_back, waited_for, self.stopping)
             try:
                 self._watch(spark, pool, streams, ledger)
             except (Py4JError, ConnectionError) as error:
@@ -161,6 +160,8 @@ class Service:
         """Topics checked, one stream per source."""
         output, upkeep = self.config.output, self.config.service
         require_topics(self._kafka, [t for s in self.config.sources for t in s.topics])
+        for source in self.config.sources:
+            check_ends(self._kafka, source, self._outputs.names)
         self._outputs.open()
         streams, cluster = [], find_cluster(self._kafka)
         for source in self.config.sources:
@@ -192,9 +193,13 @@ class Service:
         while not self.stopping.wait(POLL_S):
             for stream in streams:
                 self._turn(spark, pool, stream, ledger)
-            if self._learner and (fresh := self._learner.look(pool)):
-                self._take_up(spark, pool, [s for s in streams if s.source.survey == "lsst"], ledger, "the new schemas")
-                pool.submit(self._learner.put_back, fresh, self.stopping)
+            if self._learner:
+                news = self._learner.look(pool)
+                if news.fresh:
+                    mine = [stream for stream in streams if stream.source.survey == "lsst"]
+                    self._take_up(spark, pool, mine, ledger, "the new schemas")
+                if news.ready:
+                    pool.submit(self._learner.put_back, news.ready, self.stopping)
             if self._outputs.look(pool):
                 mine = [stream for stream in streams if stream.source.survey in self._outputs.by_night]
                 self._take_up(spark, pool, mine, ledger, "the topics of the nights")
@@ -299,17 +304,19 @@ class Service:
         """What comes before a restart, in a thread: wait, for Kafka too, see what is there and what is written."""
         if self.stopping.wait(wait_s) or not self._is_kafka_back(stream):
             return
-        topics = [*stream.source.topics, *self.config.output.topics]
+        if stream.source.survey in self._outputs.by_night:
+            self._outputs.refresh()  # the topic of an old night may be gone
+            self._renew(stream)
+        topics = [*stream.source.topics, self.config.output.ledger, *self._outputs.names]
         missing = find_missing(self._kafka, topics)
         if missing and not self.stopping.wait(MISSING_S) and (missing := find_missing(self._kafka, topics)):
             raise BrokerError(
                 f"source {stream.name!r}: the query failed, and Kafka lacks the topic {', '.join(missing)} (or hides "
-                "it from this login). Let this login see it, or make it again, then start again. What was on a topic "
-                "that was deleted is gone: to answer those alerts once more, start with a new checkpoint and a 'start'"
+                "it from this login). Let this login see it, then start again. What was on a topic that was deleted is "
+                "gone: to answer those alerts once more, start with a new checkpoint, a 'start' and new output topics; "
+                f"to go on without them, make it again, and remove {stream.source.checkpoint / bounds.FOLDER}"
             )
-        if stream.source.survey in self._outputs.by_night:
-            self._outputs.refresh()  # the topic of an old night may be gone
-            self._renew(stream)
+        check_ends(self._kafka, stream.source, self._outputs.names)
         self._look_for_expired(stream)
         self._leave_out(stream)
 
@@ -341,8 +348,6 @@ class Service:
             for one in late:
                 balance = self._balance(stream, one.batch, one.spans, ledger)
                 self.answered.update(balance.counts)
-                if self._learner and balance.counts.get(f"rejected/{WAITING}"):
-                    self._learner.wait_for(one.planned_at_ms)
                 durations, lag = stream.report(one.batch)
                 health.batch, health.committed_at, health.lag = one.batch, datetime.now(UTC).isoformat(), lag
                 _log.info("%s", log_line(stream.name, one.batch, balance, durations, lag))
@@ -382,7 +387,9 @@ class Service:
             self._limit(stream, last, self._balance(stream, last.batch, last.spans, ledger))
 
     def _limit(self, stream: Stream, committed: checkpoint.Committed, balance: Balance) -> None:
-        """Raise RejectionError where too much is rejected, with what the letters have in common."""
+        """Raise RejectionError where too much is rejected, with what the letters have in common; tell the learner."""
+        if self._learner and balance.counts.get(f"rejected/{WAITING}"):
+            self._learner.wait_for(committed.planned_at_ms)
         found = stream.rejections.add(balance.rows, committed.planned_at_ms)
         if found is not None:
             raise RejectionError(excess.tell(self.config, stream.name, committed.batch, found))

@@ -24,6 +24,7 @@ from broker.config import Config, Source, kafka_options
 from broker.delivery import topics_of
 from broker.errors import KafkaError, LedgerError
 from broker.ledger import LedgerRow, Offsets
+from broker.nights import each_night, is_done
 from broker.outlet_books import OutletBooks, audit_outlets
 from broker.outlet_nights import among, expand
 from broker.published import Published
@@ -91,11 +92,12 @@ def audit(
     started, options, output = time.monotonic(), kafka_options(config), config.output
     chosen = [source for source in config.sources if not names or source.name in names]
     wait_for_kafka(options, config.kafka.startup_timeout_s)
-    require_topics(options, [*(topic for source in chosen for topic in source.topics), *output.topics])
     since_ms, until_ms, notes = _ms(since), _ms(until), list[str]()
+    parts_of = [part for source in chosen for part in each_night(source, options, datetime.now(UTC), notes)]
+    require_topics(options, [*(topic for source in parts_of for topic in source.topics), *output.topics])
     read_from = None if since_ms is None else since_ms - CLOCKS_APART_MS
     with open_consumer(options) as asker:
-        windows = [w for source in chosen for w in windows_of(asker, source, since_ms, until_ms, notes)]
+        windows = [w for source in parts_of for w in windows_of(asker, source, since_ms, until_ms, notes)]
         # These two topics carry every verdict. An outlet with a filter does not: its records, collected like these,
         # have to be held against the counts of what it passed in the ledger's rows.
         collected = [collect(options, topic, read_from, tell) for topic in output.topics[:2]]
@@ -243,6 +245,9 @@ def windows_of(
             end_by = (
                 "its begin (nothing committed)" if marks.batch is None else f"the end of committed batch {marks.batch}"
             )
+            late = sum(reach.last_exclusive - end[p] for p, reach in held.items())
+            if late and is_done(source.checkpoint):
+                notes.append(f"{topic}: {late} alerts came after its night was done; the job reads the last nights on")
         if until_ms is not None:
             until = offsets_at(asker, topic, held, until_ms)
             end, end_by = {p: min(end[p], until[p]) for p in held}, f"--until or {end_by}"

@@ -35,13 +35,15 @@ Position = tuple[str, int]
 class Notes:
     """Notes the ends of the output topics into checkpoints, twice a second, from a thread, until left.
 
-    A note that can't be taken is only a longer search after the next crash. The first one can: raises KafkaError.
+    A note that can't be taken is only a longer search after the next crash. A checkpoint's first one can: `add` raises
+    KafkaError.
     """
 
-    def __init__(self, options: Mapping[str, str], outputs: Sequence[str], checkpoints: Iterable[Path]) -> None:
+    def __init__(self, options: Mapping[str, str], outputs: Sequence[str]) -> None:
         self._options = options
         self.follow(outputs)
-        self._checkpoints = tuple(checkpoints)
+        self._checkpoints: set[Path] = set()
+        self._writing = threading.Lock()
         self._left = threading.Event()
         self._thread = threading.Thread(target=self._run, name="notes of end offsets", daemon=True)
 
@@ -49,14 +51,19 @@ class Notes:
         """Note the ends of these topics from now on. Raises KafkaError."""
         self._ends = EndOffsets(self._options, outputs)
 
-    def take(self, timeout_s: float = TIMEOUT_S) -> None:
-        """One note in each checkpoint. Raises KafkaError, OSError."""
-        ends = self._ends.now(timeout_s)
-        for folder in self._checkpoints:
+    def add(self, folder: Path) -> None:
+        """Note the ends into this checkpoint too, now and from now on. Raises KafkaError, OSError."""
+        ends = self._ends.now()
+        with self._writing:
             bounds.write(folder, ends)
+            self._checkpoints.add(folder)
+
+    def remove(self, folder: Path) -> None:
+        """No more notes into this checkpoint."""
+        with self._writing:
+            self._checkpoints.discard(folder)
 
     def __enter__(self) -> Self:
-        self.take()
         self._thread.start()
         return self
 
@@ -69,8 +76,13 @@ class Notes:
     def _run(self) -> None:
         was_told = False
         while not self._left.wait(NOTE_EVERY_S):
+            if not self._checkpoints:
+                continue
             try:
-                self.take(timeout_s=5)  # the end of the job waits for this
+                ends = self._ends.now(timeout_s=5)  # the end of the job waits for this
+                with self._writing:
+                    for folder in self._checkpoints:
+                        bounds.write(folder, ends)
                 was_told = False
             except (KafkaError, OSError) as error:
                 if not was_told:

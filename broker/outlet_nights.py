@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
-NIGHT = "{night}"
+from broker.night_names import NIGHT as NIGHT  # outlets take it from here
+
 OTHER = "other"  # in place of a date: nights that have no topic of their own
 MAX_TOPICS_A_MONTH = 200
 MONTH = 31

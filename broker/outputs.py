@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from broker import job
@@ -64,15 +64,15 @@ class Outputs:
         """Surveys that have an outlet with a topic per night."""
         return {survey for _, survey in self._by_night}
 
-    def open(self) -> None:
-        """Make or require them all, and check sizes and rights. Raises BrokerError.
+    def open(self, read: Iterable[str]) -> None:
+        """Make or require them all, and check sizes and rights; of topics to be read, the rights. Raises BrokerError.
 
         Topics of nights that are missing and not to be made are named in the log: what belongs there goes to the topic
         of the other nights until they are there.
         """
         self._check([*self._config.output.topics, *expand(self._topics, {})])
         rights = {topic: [READ, WRITE] for topic in self.limits}
-        rights |= {topic: [READ] for source in self._config.sources for topic in source.topics}
+        rights |= {topic: [READ] for topic in read}
         check_rights(self._options, rights)
         self._schema_id = publish(self._config.output)
         self.refresh()

@@ -1,4 +1,4 @@
-"""One source of a running job: its query, what is known of its batches, and what becomes of it after a failure."""
+"""One source of a running job, or a night of one: its query, its batches, what becomes of it after a failure."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from pyspark.sql.streaming.query import StreamingQuery
 from broker import checkpoint
 from broker.classify import Assignment
 from broker.config import Source
-from broker.errors import ConfigError
 from broker.health import SourceHealth
 from broker.ledger import Gap
 from broker.rejections import Rejections
@@ -26,9 +25,13 @@ REPORT_TRIES = 10
 
 @dataclass
 class Stream:
-    """One source, its query and its books. recovery: what has to be done before its query starts again."""
+    """One source, its query and its books. recovery: what has to be done before its query starts again.
+
+    label: what it is called in the log and the health file; the source's name, with the topic where that is a night's.
+    """
 
     source: Source
+    label: str
     limits: dict[str, int]
     assignment: Assignment
     budget: Budget
@@ -40,15 +43,10 @@ class Stream:
     checked: int = -1
     health: SourceHealth = field(default_factory=SourceHealth)
 
-    @property
-    def name(self) -> str:
-        """The source's."""
-        return self.source.name
-
     def start(self, rows: DataFrame, options: dict[str, str], once: bool) -> None:
         """Start its query over finished rows. options: of the Kafka sink."""
         writer = rows.writeStream.format("kafka").options(**options, **_sink_options(self.limits))
-        writer = writer.option("checkpointLocation", str(self.source.checkpoint)).queryName(self.name)
+        writer = writer.option("checkpointLocation", str(self.source.checkpoint)).queryName(self.label)
         self.query = (writer.trigger(availableNow=True) if once else writer).start()
         self.health.state = "running"
 
@@ -77,15 +75,6 @@ class Stream:
                 return told["durationMs"], _lag(told["sources"][0])
             time.sleep(0.02)
         return {}, None
-
-
-def check_start(source: Source) -> None:
-    """Raise ConfigError where a new checkpoint does not know where to begin."""
-    if source.start is None and not checkpoint.has_offsets(source.checkpoint):
-        raise ConfigError(
-            f"source {source.name!r}: the checkpoint {source.checkpoint} is new, so 'start' must be given: 'earliest', "
-            "'latest' or a time such as 2026-11-20T00:00:00Z (Spark would silently begin at the latest alert)"
-        )
 
 
 def _sink_options(limits: dict[str, int]) -> dict[str, str]:

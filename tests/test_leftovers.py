@@ -66,7 +66,9 @@ def test_the_batchs_records_are_found_and_no_others(kafka: EmbeddedKafka, tmp_pa
     source = source_in(tmp_path)
     plan(tmp_path, 0, 10, is_committed=True)
     write(kafka, "left-out", *[f"night:in:0:{n}" for n in (3, 10, 11)])  # before the note: of an older run, say
-    with Notes(options_of(kafka), ("left-out", "left-dead"), [tmp_path]):
+    notes = Notes(options_of(kafka), ("left-out", "left-dead"))
+    notes.add(tmp_path)
+    with notes:
         plan(tmp_path, 1, 20)
         write(kafka, "left-out", *[f"night:in:0:{n}" for n in (12, 13, 19, 12)])
         write(
@@ -138,7 +140,9 @@ def test_an_output_that_ends_before_its_note_stops_the_job(kafka: EmbeddedKafka,
     outputs, source = ("cut-out", "cut-dead"), source_in(tmp_path)
     check_ends(options_of(kafka), source, outputs)  # no note yet
     write(kafka, "cut-out", "night:in:0:1")
-    with Notes(options_of(kafka), outputs, [tmp_path]):
+    notes = Notes(options_of(kafka), outputs)
+    notes.add(tmp_path)
+    with notes:
         pass
     check_ends(options_of(kafka), source, (*outputs, "no-such-topic"))  # a new outlet is in no note
     bounds.write(tmp_path, {"cut-out": {0: 1, 1: 0}, "cut-dead": {0: 7}, "dropped": {0: 9}})

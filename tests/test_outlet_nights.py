@@ -115,7 +115,7 @@ def test_topics_are_made_ahead_and_told_of(
     kafka.create_topics({"ahead-in": 1})
     config = load(config_of(tmp_path, kafka, "ahead", ("ztf", "lsst")))
     outputs = Outputs(config, options, lambda: now[0])
-    outputs.open()
+    outputs.open([])
     nights = ["20261126", "20261127", "20261128", "20261129"]  # LSST's night goes on until noon
     assert set(outputs.names[2:]) == {*(f"ahead-{n}" for n in nights), "ahead-other"}
     assert not has_news(outputs)
@@ -136,7 +136,7 @@ def test_topics_are_made_ahead_and_told_of(
     bare = config.model_copy(update={"output": config.output.model_copy(update={"create_topics": False})})
     now[0] += NIGHT_S
     other = Outputs(bare, options, lambda: now[0])
-    other.open()
+    other.open([])
     other.refresh()
     assert caplog.text.count("--create --topic ahead-20261201") == 1
     assert "ahead-20261201" not in list_topics(options)

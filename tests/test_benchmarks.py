@@ -22,6 +22,7 @@ from benchmarks import (
     archive,
     audit,
     baselines,
+    fault_kinds,
     fault_load,
     fault_memory,
     faults,
@@ -211,7 +212,7 @@ def test_a_slope_is_of_each_start_of_the_job_by_itself() -> None:
 def test_a_fault_is_done_when_it_came_often_enough_in_every_phase() -> None:
     phases = [dict(zip(fault_load.SHARES, told, strict=True)) for told in (("plan", "decode", "write"), ["commit"] * 3)]
     runs = [{"fault": "job", "hits": [{"phases": phases[0]}] * 30}]
-    assert not faults.is_done(faults.KINDS["job"], runs)  # no commit was hit
-    assert faults.is_done(faults.KINDS["job"], [*runs, {"fault": "job", "hits": [{"phases": phases[1]}]}])
-    assert not faults.is_done(faults.KINDS["damaged-60"], [{"fault": "damaged-60", "hits": []}])
-    assert faults.is_done(faults.KINDS["damaged-60"], [{"fault": "damaged-60", "hits": []}] * 2)
+    assert not faults.is_done(fault_kinds.KINDS["job"], runs)  # no commit was hit
+    assert faults.is_done(fault_kinds.KINDS["job"], [*runs, {"fault": "job", "hits": [{"phases": phases[1]}]}])
+    assert not faults.is_done(fault_kinds.KINDS["damaged-60"], [{"fault": "damaged-60", "hits": []}])
+    assert faults.is_done(fault_kinds.KINDS["damaged-60"], [{"fault": "damaged-60", "hits": []}] * 2)

@@ -137,7 +137,9 @@ def _records(
 ) -> Iterator[Record]:
     """Classifications of the letters that can be answered now; `done` counts on the way."""
     sources = {source.name: source for source in config.sources}
-    assignments = {name: job.assign(config, source, limits) for name, source in sources.items()}
+    # Further outlets are left out: their forms have no way to say that this answers a letter.
+    alone = config.model_copy(update={"outlets": ()})
+    assignments = {name: job.assign(alone, source, limits) for name, source in sources.items()}
     waiting: dict[str, list[Rejected]] = defaultdict(list)
     n = 0
     for letter in meant:

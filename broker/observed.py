@@ -12,6 +12,7 @@ from typing import Any, cast
 
 import fastavro
 import numpy as np
+from fastavro.read import SchemaResolutionError
 
 from broker import container, registry, surveys
 from broker.decode import schema_pair
@@ -51,7 +52,7 @@ class _Reader:
                 told = own[str(table.exposure_s)]
                 exposure_s = self.survey.default_exposure_s if told is None else told
                 time = float(mjd_tai_of_jd_utc(np.array(time), np.array(exposure_s)))
-        except container.BAD_BYTES:
+        except (*container.BAD_BYTES, SchemaResolutionError):  # the latter: a schema that has no number there
             return None
         low, high = self.survey.mandatory[f"{self.survey.trigger}.{table.time}"]
         is_plausible = low <= float(own[table.time]) <= high and math.isfinite(time)  # an exposure of NaN s is none

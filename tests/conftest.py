@@ -6,12 +6,16 @@ from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 from pyspark.sql import SparkSession
 
 from broker import session
 from broker.embedded import EmbeddedKafka
 
 ROOT = Path(__file__).parent.parent
+# No property judges a time: another worker's Spark may have the processor for a moment.
+settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("untimed")
 
 
 @pytest.fixture(scope="session")

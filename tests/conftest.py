@@ -86,7 +86,7 @@ def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """`make test` leaves the tests marked `shared` out; `make test-shared` runs them alone, by their mark.
 
-    Tests that compute with JAX come last in each worker: once it runs it warns of every later fork, and Spark does fork.
+    Tests that compute with JAX come last in each worker: it warns of every later fork, and Spark and we do fork.
     """
     items.sort(key=lambda item: item.path.stem in ("test_baselines", "test_training"))
     if config.option.markexpr:

@@ -19,6 +19,7 @@ from broker.decode import schema_pair
 from broker.errors import SchemaError, UsageError
 from broker.lightcurve import TAI_MINUS_UTC_S, mjd_tai_of_jd_utc
 from broker.recognise import survey_of_schema
+from broker.second_reader import Bounded
 from broker.surveys import Survey
 from broker.wire import CONTAINER_MAGIC, FRAME_BYTES, schema_id_of
 
@@ -45,7 +46,7 @@ class _Reader:
         """None for bytes that are no such alert."""
         table = next(m for m in self.survey.measurements if m.kind == "trigger")
         try:
-            found = fastavro.schemaless_reader(BytesIO(body), self.writer, self.reader)
+            found = fastavro.schemaless_reader(Bounded(body), self.writer, self.reader)
             own = cast(dict[str, Any], found)[self.survey.trigger]
             time = float(own[table.time])
             if table.time_scale == "jd_utc_start":

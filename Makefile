@@ -3,13 +3,16 @@ PYTHON ?= python3
 BIN := .venv/bin
 # -P: the source tree is not importable as `broker`; the tests run the wheel that is installed in .venv
 PYTEST := $(BIN)/python -P -m pytest
+# Each worker has a Kafka and a Spark of its own and takes whole files, in our order (see tests/conftest.py)
+WORKERS ?= 2
+PARALLEL := -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 SOURCES := $(shell find broker schemas models -type f -not -path '*/__pycache__/*' -not -path 'models/training/*' 2>/dev/null)
 
-.PHONY: help java venv wheel demo test test-shared lint docker-lint bench conformance faults train lock clean
+.PHONY: help java venv wheel demo test test-shared lint docker-lint bench conformance faults fuzz train lock clean
 
 help:
-	@echo "make demo | test | test-shared ALERTS=DIR DATA=DIR | lint | docker-lint | bench | conformance | faults | train DATA=DIR | lock | venv | clean"
+	@echo "make demo | test | test-shared ALERTS=DIR DATA=DIR | lint | docker-lint | bench | conformance | faults | fuzz | train DATA=DIR | lock | venv | clean"
 
 java:
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or later is needed; this is " + sys.version.split()[0] + ": make PYTHON=python3.11")'
@@ -50,12 +53,12 @@ docker-lint:
 	build/docker-lint/bin/docker-compose --file docker-compose.yml config --quiet
 
 test: lint
-	$(PYTEST)
+	$(PYTEST) $(PARALLEL)
 
 test-shared: venv
 	@test -d "$(ALERTS)" || { echo 'make test-shared: ALERTS="$(ALERTS)" is no folder; give ALERTS=DIR with real alerts and DATA=DIR with data sets' >&2; exit 2; }
 	@test -d "$(DATA)" || { echo 'make test-shared: DATA="$(DATA)" is no folder; give ALERTS=DIR with real alerts and DATA=DIR with data sets' >&2; exit 2; }
-	T2_ALERTS="$(abspath $(ALERTS))" T2_DATA="$(abspath $(DATA))" $(PYTEST) -m shared
+	T2_ALERTS="$(abspath $(ALERTS))" T2_DATA="$(abspath $(DATA))" $(PYTEST) $(PARALLEL) -m shared
 
 bench: venv
 	$(BIN)/python -P -m benchmarks
@@ -74,6 +77,16 @@ conformance: venv $(CLIENTS)
 	$(PYTHON) -m pip install --quiet --disable-pip-version-check --no-deps --target .faults libfaketime==3.0.1
 faults: venv .faults/libfaketime
 	$(BIN)/python -P benchmarks/faults.py
+
+# atheris alone is installed (it has wheels for Python 3.11 to 3.13 on Linux); all else is .venv's
+.fuzz/.ready: .venv/.packages
+	$(PYTHON) -m venv --clear .fuzz
+	.fuzz/bin/pip install --quiet --disable-pip-version-check atheris==3.0.0
+	$(BIN)/python -c 'import site; print(f"import site; site.addsitedir({site.getsitepackages()[0]!r})")' >$$(echo .fuzz/lib/*/site-packages)/behind.pth
+	touch $@
+SECONDS ?= 600
+fuzz: venv .fuzz/.ready
+	.fuzz/bin/python -P fuzz/run.py --seconds $(SECONDS)
 
 # The released model, from the labelled sets to its folder: about an hour on two cores
 MODEL ?= t2b-1
@@ -96,5 +109,5 @@ lock:
 	$(LOCK) --constraint requirements.lock --output-file docker/requirements.lock
 
 clean:
-	rm -rf .venv .conformance .faults build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis spark-warehouse
+	rm -rf .venv .conformance .faults .fuzz build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis spark-warehouse
 	find . -name __pycache__ -not -path './.git/*' -prune -exec rm -rf {} +

@@ -221,6 +221,7 @@ KINDS = {
             3,
             strike_registry,
             around=around_registry,
+            slower=4,
             about="registry away, slow, empty, while alerts of a new schema come",
         ),
         Kind(

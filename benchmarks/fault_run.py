@@ -89,6 +89,7 @@ class Kind:
     around: Callable[[Run], AbstractContextManager[object]] = lambda _: nullcontext()
     damaged: float = 0.01
     share: float = 1.0  # of the alerts of a run of another kind
+    slower: float = 1.0  # so much longer is the feed
     disk: str = ""
     all_phases: bool = False
     every_s: float = 0.0  # a fault each so many seconds, in place of random moments
@@ -123,6 +124,7 @@ class Run:
         with self.kind.around(self):
             load = Load(r.alerts, r.over_s, r.damaged, r.seed, self.kind.visits_s)
             feed = Feed(self.kafka.bootstrap_servers, self.run, load, lambda name, value: self.dress(name, value))
+            self.feed = feed
             self.start()
             self.wait_until_running()
             self.look_anew()

@@ -17,7 +17,7 @@ import cramjam
 import fastavro
 from fastavro.schema import SchemaParseException, UnknownType
 
-from broker.second_reader import Refusal, unpack
+from broker.second_reader import Bounded, Refusal, unpack
 from broker.wire import CONTAINER_MAGIC
 
 if sys.version_info >= (3, 14):
@@ -126,9 +126,9 @@ def unpacked(block: bytes, codec: str) -> bytes:
         raise Unreadable(f"a block does not unpack ({codec}): {type(error).__name__}") from error
 
 
-def _split(data: bytes, count: int, schema: _Walkable) -> list[bytes]:
+def _split(data: bytes, count: int, schema: _Walkable, kind: type[BytesIO] = Bounded) -> list[bytes]:
     """The records of a block, found by walking over them without making Python objects."""
-    file, ends = BytesIO(data + _BEHIND), [0]
+    file, ends = kind(data + _BEHIND), [0]
     if count > len(data):
         raise Unreadable(f"a block claims {count} records in {len(data)} bytes")
     try:
@@ -145,9 +145,9 @@ def _split(data: bytes, count: int, schema: _Walkable) -> list[bytes]:
 
 
 def fits(text: str, body: bytes) -> bool:
-    """Whether the body is one datum of the schema, to the last byte."""
+    """Whether the body is one datum of the schema, one of the package's, to the last byte."""
     try:
-        _split(body, 1, walkable(text))
+        _split(body, 1, walkable(text), BytesIO)  # twice as fast, and no array of theirs has items without a long
     except Unreadable:
         return False
     return True

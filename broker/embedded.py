@@ -4,6 +4,7 @@ import base64
 import json
 import logging
 import os
+import random
 import shutil
 import socket
 import subprocess
@@ -13,7 +14,7 @@ import threading
 import time
 import uuid
 from collections.abc import Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -32,6 +33,7 @@ MAX_MESSAGE_BYTES = 17 * 1024 * 1024  # alerts of up to 16 MiB, and 1 MiB for ke
 STARTUP_TIMEOUT_S = 60.0
 GRACE_S = 10.0
 KEPT_LOGS = 20
+PORTS = range(20_000, 32_768)
 
 # A small heap and the cheapest compiler and collector: starts in 2 s and takes 350 MB.
 JVM_OPTIONS = ("-Xmx512m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Djava.awt.headless=true")
@@ -232,11 +234,15 @@ class EmbeddedKafka:
 
 
 def free_port() -> int:
-    """A port of the loopback interface that nothing listens on at this moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """A port of the loopback interface that nothing uses at this moment. Raises KafkaError where none is found.
+
+    Of those that no system gives to clients: somebody's connection could have it by the time that it is listened on.
+    """
+    for port in random.SystemRandom().sample(PORTS, 100):
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise KafkaError(f"no free port of 127.0.0.1 among 100 tried between {PORTS[0]} and {PORTS[-1]}")
 
 
 def require_free(port: int, address: str = "127.0.0.1") -> None:

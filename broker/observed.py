@@ -12,12 +12,14 @@ from typing import Any, cast
 
 import fastavro
 import numpy as np
+from fastavro.read import SchemaResolutionError
 
 from broker import container, registry, surveys
 from broker.decode import schema_pair
 from broker.errors import SchemaError, UsageError
 from broker.lightcurve import TAI_MINUS_UTC_S, mjd_tai_of_jd_utc
 from broker.recognise import survey_of_schema
+from broker.second_reader import Bounded
 from broker.surveys import Survey
 from broker.wire import CONTAINER_MAGIC, FRAME_BYTES, schema_id_of
 
@@ -44,14 +46,14 @@ class _Reader:
         """None for bytes that are no such alert."""
         table = next(m for m in self.survey.measurements if m.kind == "trigger")
         try:
-            found = fastavro.schemaless_reader(BytesIO(body), self.writer, self.reader)
+            found = fastavro.schemaless_reader(Bounded(body), self.writer, self.reader)
             own = cast(dict[str, Any], found)[self.survey.trigger]
             time = float(own[table.time])
             if table.time_scale == "jd_utc_start":
                 told = own[str(table.exposure_s)]
                 exposure_s = self.survey.default_exposure_s if told is None else told
                 time = float(mjd_tai_of_jd_utc(np.array(time), np.array(exposure_s)))
-        except container.BAD_BYTES:
+        except (*container.BAD_BYTES, SchemaResolutionError):  # the latter: a schema that has no number there
             return None
         low, high = self.survey.mandatory[f"{self.survey.trigger}.{table.time}"]
         is_plausible = low <= float(own[table.time]) <= high and math.isfinite(time)  # an exposure of NaN s is none

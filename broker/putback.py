@@ -139,8 +139,9 @@ def _records(
     """Classifications of the letters that can be answered now; `done` counts on the way."""
     sources = {source.name: source for source in config.sources}
     schema_id = publish(config.output)
-    config = config.model_copy(update={"outlets": ()})  # they are sent no late answers
-    assignments = {name: job.assign(config, s, limits, None, schema_id) for name, s in sources.items()}
+    # Further outlets are left out: their forms have no way to say that this answers a letter.
+    alone = config.model_copy(update={"outlets": ()})
+    assignments = {name: job.assign(alone, source, limits, None, schema_id) for name, source in sources.items()}
     waiting: dict[str, list[Rejected]] = defaultdict(list)
     n = 0
     for letter in meant:

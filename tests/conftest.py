@@ -1,4 +1,4 @@
-"""What all tests share: one embedded Kafka, one Spark session, and the rule that a skipped test is a failure."""
+"""What the tests of a worker share: an embedded Kafka and a Spark session; and a skipped test is a failure."""
 
 import logging
 import os
@@ -6,24 +6,28 @@ from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 from pyspark.sql import SparkSession
 
 from broker import session
 from broker.embedded import EmbeddedKafka
 
 ROOT = Path(__file__).parent.parent
+# No property judges a time: another worker's Spark may have the processor for a moment.
+settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("untimed")
 
 
 @pytest.fixture(scope="session")
 def kafka() -> Iterator[EmbeddedKafka]:
-    """One embedded Kafka for the whole run. Each test takes topic names of its own."""
+    """One embedded Kafka for all tests of a worker. Each test takes topic names of its own."""
     with EmbeddedKafka() as running:
         yield running
 
 
 @pytest.fixture(scope="session")
 def spark() -> Iterator[SparkSession]:
-    """One Spark session for the whole run, with the job's own limits."""
+    """One Spark session for all tests of a worker, with the job's own limits."""
     running = session.start("tests", "local[2]", "2g")
     yield running
     running.stop()
@@ -82,7 +86,7 @@ def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """`make test` leaves the tests marked `shared` out; `make test-shared` runs them alone, by their mark.
 
-    Tests that compute with JAX come last: once it runs it warns of every later fork, and Spark and we do fork.
+    Tests that compute with JAX come last in each worker: it warns of every later fork, and Spark and we do fork.
     """
     items.sort(key=lambda item: item.path.stem in ("test_baselines", "test_training"))
     if config.option.markexpr:

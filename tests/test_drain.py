@@ -28,21 +28,13 @@ if __name__ == "__main__":
 
 
 class Slow(Running):
-    """That job over a topic of its own with 550 alerts."""
+    """That job."""
 
-    def __init__(self, kafka: EmbeddedKafka, folder: Path, name: str, log: str = "log") -> None:
-        self.names, self.folder = topics_of(name), folder / "checkpoints" / "slow"
-        self.config = folder / "job.toml"
-        if not self.config.exists():
-            kafka.create_topics({f"{name}-in": 1})
-            data = [s.data for s in whole("elasticc")]
-            self.sent = send(kafka, f"{name}-in", [Alert(data[i % len(data)], b"") for i in range(550)])
-            source = {"name": "slow", "survey": "elasticc", "topics": [f"{name}-in"], "max_alerts_per_batch": 500}
-            output = self.names | {"create_topics": True}
-            write_config(folder, kafka.bootstrap_servers, [source], output)
-        script = folder / "slow.py"
+    def __init__(self, config: Path, log: str) -> None:
+        self.folder = config.parent / "checkpoints" / "slow"
+        script = config.parent / "slow.py"
         script.write_text(SLOW)
-        super().__init__(folder / log, "run", "--config", self.config, command=[sys.executable, "-P", str(script)])
+        super().__init__(config.parent / log, "run", "--config", config, command=[sys.executable, "-P", str(script)])
 
     def wait_for_a_plan(self, batch: int) -> None:
         """Until this batch is planned."""
@@ -58,8 +50,17 @@ def newest(folder: Path) -> tuple[int | None, int]:
     return checkpoint.newest_planned(folder), max(checkpoint.committed_batches(folder), default=-1)
 
 
-def test_the_batch_under_way_is_committed_and_no_other_planned(kafka: EmbeddedKafka, tmp_path: Path) -> None:
-    with Slow(kafka, tmp_path, "drain") as job:
+def test_the_batch_under_way_is_committed_and_a_second_signal_breaks_it_off(
+    kafka: EmbeddedKafka, tmp_path: Path
+) -> None:
+    """One topic with two batches: the first one is drained, the second one broken off, and all is answered once."""
+    kafka.create_topics({"drain-in": 1})
+    data = [s.data for s in whole("elasticc")]
+    send(kafka, "drain-in", [Alert(data[i % len(data)], b"") for i in range(1000)])
+    source = {"name": "slow", "survey": "elasticc", "topics": ["drain-in"], "max_alerts_per_batch": 500}
+    names = topics_of("drain")
+    config = write_config(tmp_path, kafka.bootstrap_servers, [source], names | {"create_topics": True})
+    with Slow(config, "once") as job:
         job.wait_for_a_plan(0)
         time.sleep(3)
         assert newest(job.folder) == (0, -1)
@@ -67,30 +68,24 @@ def test_the_batch_under_way_is_committed_and_no_other_planned(kafka: EmbeddedKa
         asked = time.monotonic()
         assert job.end(40) == 0, job.text
         assert 3 < time.monotonic() - asked < 30
-        assert newest(job.folder) == (0, 0), job.text
+        assert newest(job.folder) == (0, 0), job.text  # no other is planned
         assert "500 alerts answered" in job.text
         assert "Traceback" not in job.text
         job.assert_nothing_left()
-    last = broker("run", "--config", job.config, "--once", timeout_s=240)
-    assert last.returncode == 0, last.stderr
-    outcome = read_outcome(kafka.bootstrap_servers, job.names)
-    assert outcome.repeats() == {1: 550}
-    assert sum(row.already_written for row in outcome.ledger) == 0
-
-
-def test_a_second_signal_is_obeyed_at_once(kafka: EmbeddedKafka, tmp_path: Path) -> None:
-    with Slow(kafka, tmp_path, "twice") as job:
-        job.wait_for_a_plan(0)
+    drained = read_outcome(kafka.bootstrap_servers, names)
+    assert (drained.repeats(), sum(row.already_written for row in drained.ledger)) == ({1: 500}, 0)
+    with Slow(config, "twice") as job:
+        job.wait_for_a_plan(1)
         time.sleep(1)
         for _ in range(2):
             job.process.send_signal(signal.SIGTERM)
             time.sleep(0.5)
         assert job.end(5) == 128 + signal.SIGTERM
         assert "asked a second time to end: leaving at once" in job.text
-        assert newest(job.folder) == (0, -1)
+        assert newest(job.folder) == (1, 0)
         job.assert_nothing_left()
-    last = broker("run", "--config", job.config, "--once", timeout_s=240)
+    last = broker("run", "--config", config, "--once", timeout_s=240)
     assert last.returncode == 0, last.stderr
-    assert read_outcome(kafka.bootstrap_servers, job.names).repeats() == {1: 550}
-    audit = broker("audit", "--config", job.config)
+    assert read_outcome(kafka.bootstrap_servers, names).repeats() == {1: 1000}
+    audit = broker("audit", "--config", config)
     assert audit.returncode == 0, audit.stdout

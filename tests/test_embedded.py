@@ -115,6 +115,12 @@ def test_an_exception_in_the_block_stops_it() -> None:
     kafka.stop()  # a second time is harmless
 
 
+def test_free_ports_are_none_that_clients_get() -> None:
+    found = {free_port() for _ in range(50)}
+    assert len(found) > 40
+    assert max(found) < 32_768  # where the ports of Linux's clients begin; elsewhere they do at 49152
+
+
 def test_a_port_in_use_is_named() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

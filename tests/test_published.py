@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import reference
 from confluent_kafka.schema_registry import SchemaRegistryClient
 from confluent_kafka.schema_registry.avro import AvroDeserializer
 from confluent_kafka.serialization import MessageField, SerializationContext
@@ -20,6 +21,8 @@ from broker.errors import SchemaError
 from broker.outlets import native
 from broker.published import Published, publish
 from broker.registry_client import RegistryError
+from broker.topics import read_all
+from broker.wire import frame
 
 SCHEMA = json.loads((SCHEMAS / "output" / "classification.avsc").read_text())
 
@@ -107,3 +110,33 @@ def test_every_reader_reads_frames(kafka: EmbeddedKafka, server: RegistryServer,
     bare = broker("read", "framed-classifications", "--servers", servers)
     assert bare.returncode == 3  # without its registry, nobody knows what another version has written
     assert "none of the forms" in bare.stderr
+
+
+def test_a_replay_with_a_registry(kafka: EmbeddedKafka, server: RegistryServer, tmp_path: Path) -> None:
+    """Every sample, however it came, in a frame that a client with the registry reads; sent twice, published once."""
+    samples = [*whole("ztf")[:30:3], *whole("elasticc")[:10], *whole("lsst")[:20:2]]
+    for i, sample in enumerate(samples):
+        (tmp_path / f"{i:02}.avro").write_bytes(sample.data)
+    kafka.create_topics({"published": 1})
+    to = ("replay", tmp_path, "--to", f"{kafka.bootstrap_servers}/published", "--registry", server.url)
+    for _ in range(2):
+        done = broker(*to)
+        assert done.returncode == 0, done.stderr
+    by_confluent = AvroDeserializer(SchemaRegistryClient({"url": server.url}))
+    context = SerializationContext("published", MessageField.VALUE)
+    values = [
+        message.value() or b"" for message in read_all({"bootstrap.servers": kafka.bootstrap_servers}, "published")
+    ]
+    wanted = [plain(reference.decode(sample.data)) for sample in samples]
+    assert [plain(by_confluent(value, context)) for value in values] == wanted * 2
+    n_schemas = len({sample.schema for sample in samples if sample.survey == "lsst"})
+    assert len(versions(server, "published-value")) == len({value[:5] for value in values}) > n_schemas
+    away = broker(*to[:-1], "http://127.0.0.1:9")
+    assert (away.returncode, "does not answer" in away.stderr) == (3, True)
+    (tmp_path / "zz.bin").write_bytes(frame(77_777, b"body"))
+    unknown = broker(*to)
+    assert (unknown.returncode, "has no schema that is known" in unknown.stderr) == (3, True)
+
+
+def plain(value: object) -> str:
+    return repr(value)  # NaN is NaN

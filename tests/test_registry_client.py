@@ -16,6 +16,7 @@ from samples import SCHEMAS
 from broker import registry
 from broker.errors import SchemaError
 from broker.lookup import Lookup
+from broker.published import Publisher
 from broker.registry_client import RegistryClient, RegistryError, cached
 
 NEWEST = (SCHEMAS / "lsst" / "1101.avsc").read_text()
@@ -130,6 +131,10 @@ def answering(status: int, body: bytes, wait_s: float = 0.0) -> Iterator[str]:
             self.end_headers()
             self.wfile.write(body)
 
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.do_GET()
+
         def log_message(self, *_: object) -> None:
             pass
 
@@ -172,6 +177,19 @@ def test_every_way_to_fail_is_told(tmp_path: Path, status: int, body: bytes, wor
         with pytest.raises(RegistryError):
             list(asking.ask_subjects())
     assert kept(url, tmp_path) == []
+
+
+def test_an_id_that_means_another_schema_to_this_package() -> None:
+    """A frame of it would be misread by the job."""
+    text = '{"type": "record", "name": "other", "fields": []}'
+    told = {"id": 1000, "version": 1, "subject": "alerts-value", "schema": text}
+    with answering(200, json.dumps(told).encode()) as url:
+        with pytest.raises(SchemaError, match="under id 1000, by which this package knows one of Rubin's"):
+            Publisher(url, "alerts")(text)
+        rubin = registry.packaged("lsst")[-1]
+        told |= {"id": rubin.schema_id, "schema": rubin.text}
+    with answering(200, json.dumps(told).encode()) as url:
+        assert Publisher(url, "alerts")(rubin.text) == rubin.schema_id
 
 
 def test_a_slow_registry_is_left_after_its_time(tmp_path: Path) -> None:

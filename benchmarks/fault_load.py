@@ -150,7 +150,7 @@ class Feed(threading.Thread):
             if wait > 0:
                 self._producer.poll(wait)
             data = self._dress(name, value)
-            # One that waits for a schema must be whole, else it is a dead letter for good, and its reason does not tell.
+            # One that waits for a schema is whole: else it is a letter for good, whose reason does not tell.
             if rng.random() < load.damaged and data is value:
                 data = data[: len(data) // 2]
             self._send(f"{self._run}-{name}", data, i % PARTITIONS)

@@ -71,11 +71,8 @@ def one(kind: Kind, seed: int, args: argparse.Namespace) -> Result:
 def is_done(kind: Kind, runs: list[dict[str, Any]]) -> bool:
     """Whether the fault came as often as it is to, in every phase that it is to hit."""
     mine = [run for run in runs if run["fault"] == kind.name]
-    if not kind.per_run:
-        return len(mine) >= kind.times
-    hits = [hit for run in mine for hit in run["hits"]]
-    phases = Counter(phase for hit in hits for phase in hit["phases"].values())
-    enough = (kind.every_s > 0 and bool(mine)) or len(hits) >= kind.times
+    phases = Counter(phase for run in mine for hit in run["hits"] for phase in hit["phases"].values())
+    enough = faults_table.times(kind, runs) >= kind.times
     return enough and (not kind.all_phases or all(phases[phase] >= PER_PHASE for phase in faults_table.PHASES))
 
 

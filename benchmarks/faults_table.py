@@ -11,6 +11,7 @@ from typing import Any
 
 from benchmarks import fault_memory
 from benchmarks.fault_kinds import KINDS
+from benchmarks.fault_run import Kind
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "faults"
@@ -44,12 +45,12 @@ def table(runs: Sequence[dict[str, Any]]) -> str:
         if not mine:
             continue
         hits = [hit for run in mine for hit in run["hits"]]
-        times = [hit["recovery_s"] for hit in hits if hit["recovery_s"] is not None]
+        waits = [hit["recovery_s"] for hit in hits if hit["recovery_s"] is not None]
         away = sorted({f"{run['away_s']:g}" for run in mine})
         cells = [kind.about.format(away=", ".join(away)), len(mine), len(hits) if kind.per_run else ""]
         cells += [f"{sum(run[key] for run in mine):,}" for key in SUMS]
         cells += [sum(run["audit"] == 0 for run in mine), sum(run["restarts"] for run in mine)]
-        cells += [f"{statistics.median(times):.1f}", f"{max(times):.1f}"] if times else ["", ""]
+        cells += [f"{statistics.median(waits):.1f}", f"{max(waits):.1f}"] if waits else ["", ""]
         lines.append(f"| {' | '.join(map(str, cells))} |")
     lines += ["", f"| phase that the batch of a source was in | {' | '.join(PHASES)} |", "|---|---|---|---|---|"]
     for kind in KINDS.values():
@@ -70,7 +71,15 @@ def _about(runs: Sequence[dict[str, Any]]) -> str:
     busy = f"; load average at their ends: median {statistics.median(loads):.1f}" if loads else ""
     starts, stops = (sum(run[key] for run in runs) for key in ("starts", "limit_stops"))
     limit = f" At 60 % damage the limit on rejections ended it (so often: {stops})." if stops else ""
-    return f"Runs of {'; '.join(told)}. The job was started {starts} times{busy}.{limit}"
+    short = [f"{name} {n} of {kind.times}" for name, kind in KINDS.items() if (n := times(kind, runs)) < kind.times]
+    missing = f" Less often than meant so far: {', '.join(short)}." if short else ""
+    return f"Runs of {'; '.join(told)}. The job was started {starts} times{busy}.{limit}{missing}"
+
+
+def times(kind: Kind, runs: Sequence[Mapping[str, Any]]) -> int:
+    """How often a fault came; runs, where the alerts are the fault, or the day."""
+    mine = [run for run in runs if run["fault"] == kind.name]
+    return sum(len(run["hits"]) for run in mine) if kind.per_run and not kind.every_s else len(mine)
 
 
 def _memory(runs: Sequence[dict[str, Any]]) -> list[str]:

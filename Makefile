@@ -72,7 +72,10 @@ CLIENTS := $(patsubst %,.conformance/%/.ready,fink hop plain)
 conformance: venv $(CLIENTS)
 	$(BIN)/python -P conformance/run.py
 
-faults: venv
+# The clock of the job's own processes, which a fault sets an hour ahead: not a dependency of anything else
+.faults/libfaketime:
+	$(PYTHON) -m pip install --quiet --disable-pip-version-check --no-deps --target .faults libfaketime==3.0.1
+faults: venv .faults/libfaketime
 	$(BIN)/python -P benchmarks/faults.py
 
 # atheris alone is installed (it has wheels for Python 3.11 to 3.13 on Linux); all else is .venv's
@@ -106,5 +109,5 @@ lock:
 	$(LOCK) --constraint requirements.lock --output-file docker/requirements.lock
 
 clean:
-	rm -rf .venv .conformance .fuzz build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis spark-warehouse
+	rm -rf .venv .conformance .faults .fuzz build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis spark-warehouse
 	find . -name __pycache__ -not -path './.git/*' -prune -exec rm -rf {} +

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-SCRIPTS = ("throughput", "stages", "latency", "limits", "audit", "archive", "outlets")
+SCRIPTS = ("throughput", "stages", "latency", "limits", "audit", "archive", "outlets", "nights")
 
 
 def main() -> int:

@@ -5,55 +5,59 @@ from __future__ import annotations
 import json
 import statistics
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from benchmarks import fault_memory
+from benchmarks.fault_kinds import KINDS
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "faults"
 PAGE = ROOT / "docs" / "reliability.md"
 BEGIN, END = "<!-- begin: python benchmarks/faults.py --table -->", "<!-- end -->"
 PHASES = ("plan", "decode", "write", "commit")
-NAMES = {
-    "job": "SIGKILL of the whole job (driver, JVM, workers)",
-    "driver": "SIGKILL of the driver alone",
-    "workers": "SIGKILL of all Python workers",
-    "kafka": "Kafka killed, {away} s away, started again",
-    "damaged-1": "1 % of the alerts damaged",
-    "damaged-60": "60 % of the alerts damaged",
-}
+SUMS = ("alerts", "lost", "duplicates", "outlet_records", "outlet_lost", "outlet_duplicates", "already_written")
 
 
 def read(folder: Path) -> list[dict[str, Any]]:
     """All runs, in the order of the table."""
     runs = [json.loads(path.read_text()) for path in folder.glob("*.json")]
-    return sorted(runs, key=lambda run: (list(NAMES).index(run["fault"]), run["seed"]))
+    return sorted(runs, key=lambda run: (list(KINDS).index(run["fault"]), run["seed"]))
+
+
+def in_short(run: Mapping[str, Any]) -> str:
+    """One line of a run."""
+    told = ", ".join(f"{key.replace('_', ' ')} {run[key]}" for key in (*SUMS, "audit", "restarts", "wall_s"))
+    return f"{told}, exits {run['exit_codes']} {run['odd_exits'] or ''} {run['summary'] if run['audit'] else ''}"
 
 
 def table(runs: Sequence[dict[str, Any]]) -> str:
     """Two tables in Markdown: what came of each fault, and the phases that the kills hit."""
     lines = [
-        "| fault | runs | times | alerts | lost | duplicates | left out as already written | dead letters | audits "
-        "balanced | recovery s, median | max |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
+        "| fault | runs | times | alerts | lost | duplicates | on outlets | lost | duplicates | left out as already "
+        "written | audits balanced | restarts by itself | recovery s, median | max |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
-    for fault, name in NAMES.items():
-        mine = [run for run in runs if run["fault"] == fault]
+    for kind in KINDS.values():
+        mine = [run for run in runs if run["fault"] == kind.name]
         if not mine:
             continue
         hits = [hit for run in mine for hit in run["hits"]]
         times = [hit["recovery_s"] for hit in hits if hit["recovery_s"] is not None]
-        sums = [sum(run[key] for run in mine) for key in ("alerts", "lost", "duplicates", "already_written")]
         away = sorted({f"{run['away_s']:g}" for run in mine})
-        cells = [name.format(away=", ".join(away)), len(mine), len(hits), *(f"{n:,}" for n in sums)]
-        cells += [f"{sum(run['dead_letters'] for run in mine):,}", sum(run["audit"] == 0 for run in mine)]
+        cells = [kind.about.format(away=", ".join(away)), len(mine), len(hits) if kind.per_run else ""]
+        cells += [f"{sum(run[key] for run in mine):,}" for key in SUMS]
+        cells += [sum(run["audit"] == 0 for run in mine), sum(run["restarts"] for run in mine)]
         cells += [f"{statistics.median(times):.1f}", f"{max(times):.1f}"] if times else ["", ""]
         lines.append(f"| {' | '.join(map(str, cells))} |")
     lines += ["", f"| phase that the batch of a source was in | {' | '.join(PHASES)} |", "|---|---|---|---|---|"]
-    for fault in ("job", "driver"):
-        phases = Counter(p for run in runs if run["fault"] == fault for h in run["hits"] for p in h["phases"].values())
-        lines.append(f"| {NAMES[fault]} | {' | '.join(str(phases[phase]) for phase in PHASES)} |")
-    return "\n".join([*lines, "", _about(runs)])
+    for kind in KINDS.values():
+        mine = [run for run in runs if run["fault"] == kind.name]
+        phases = Counter(p for run in mine for h in run["hits"] for p in h["phases"].values())
+        if phases and kind.all_phases:
+            lines.append(f"| {kind.about} | {' | '.join(str(phases[phase]) for phase in PHASES)} |")
+    return "\n".join([*lines, "", _about(runs), *_memory(runs)])
 
 
 def _about(runs: Sequence[dict[str, Any]]) -> str:
@@ -64,10 +68,21 @@ def _about(runs: Sequence[dict[str, Any]]) -> str:
     ]
     loads = [run["load"]["load_after"] for run in runs]
     busy = f"; load average at their ends: median {statistics.median(loads):.1f}" if loads else ""
-    starts = sum(run["starts"] for run in runs)
-    stops = sum(run.get("limit_stops", 0) for run in runs)
+    starts, stops = (sum(run[key] for run in runs) for key in ("starts", "limit_stops"))
     limit = f" At 60 % damage the limit on rejections ended it (so often: {stops})." if stops else ""
     return f"Runs of {'; '.join(told)}. The job was started {starts} times{busy}.{limit}"
+
+
+def _memory(runs: Sequence[dict[str, Any]]) -> list[str]:
+    """Growth and figure of the day."""
+    lines = []
+    for run in runs:
+        if run["memory"]:
+            grown = run["memory"]["mb_per_hour"]
+            told = ", ".join(f"{part} {'unknown' if mb is None else f'{mb:+.0f}'}" for part, mb in grown.items())
+            lines += ["", f"Memory over that day, growth in MB an hour after two minutes of each start: {told}."]
+            lines += ["", "```text", fault_memory.figure(run["memory"]), "```"]
+    return lines
 
 
 def write(runs: Sequence[dict[str, Any]]) -> None:

@@ -24,7 +24,10 @@ from broker.config import Config, Source, kafka_options
 from broker.delivery import topics_of
 from broker.errors import KafkaError, LedgerError
 from broker.ledger import LedgerRow, Offsets
+from broker.nights import each_night, is_done
 from broker.outlet_books import OutletBooks, audit_outlets
+from broker.outlet_nights import among, expand
+from broker.published import Published
 from broker.reconcile import Books, Outside, Place, Records, Window, look_up, outside, place_of, printable, reconcile
 from broker.repeats import Again, find_repeats
 from broker.topics import (
@@ -32,6 +35,7 @@ from broker.topics import (
     Reach,
     end_of,
     find_holes,
+    list_topics,
     offsets_at,
     open_consumer,
     reaches,
@@ -88,11 +92,12 @@ def audit(
     started, options, output = time.monotonic(), kafka_options(config), config.output
     chosen = [source for source in config.sources if not names or source.name in names]
     wait_for_kafka(options, config.kafka.startup_timeout_s)
-    require_topics(options, [*(topic for source in chosen for topic in source.topics), *output.topics])
     since_ms, until_ms, notes = _ms(since), _ms(until), list[str]()
+    parts_of = [part for source in chosen for part in each_night(source, options, datetime.now(UTC), notes)]
+    require_topics(options, [*(topic for source in parts_of for topic in source.topics), *output.topics])
     read_from = None if since_ms is None else since_ms - CLOCKS_APART_MS
     with open_consumer(options) as asker:
-        windows = [w for source in chosen for w in windows_of(asker, source, since_ms, until_ms, notes)]
+        windows = [w for source in parts_of for w in windows_of(asker, source, since_ms, until_ms, notes)]
         # These two topics carry every verdict. An outlet with a filter does not: its records, collected like these,
         # have to be held against the counts of what it passed in the ledger's rows.
         collected = [collect(options, topic, read_from, tell) for topic in output.topics[:2]]
@@ -102,7 +107,9 @@ def audit(
         parts = [part for w in windows for part in (w.split(hours_of(asker, w)) if by_hour else [w])]
         expired_before = _expired_before(asker, output.topics[:2], notes)
         ledger_is_whole = _is_whole(asker, output.ledger, notes)
-        further = topics_of(config.outlets, {s.name: s.survey for s in chosen})
+        templates = topics_of(config.outlets, {s.name: s.survey for s in chosen})
+        nights = among(templates, list_topics(options))
+        further = expand(templates, nights)
         whole = expired_before is None and _expired_before(asker, further, notes) is None and ledger_is_whole
     rows = ledger_rows(options, output.ledger, read_from)
     books = [
@@ -112,13 +119,14 @@ def audit(
     outlets = []
     if whole and since is None and until is None:
         reader = lambda topic: collect(options, topic, None, tell).offsets  # noqa: E731  # it has no other use
-        outlets = audit_outlets(config.outlets, chosen, windows, rows, reader)
+        outlets = audit_outlets(config.outlets, chosen, windows, rows, reader, nights)
     elif further:
         notes.append("the outlets are audited only over all that was ever written: without --since, before retention")
     unclear = look_up(books)
     holes = find_holes(options, unclear) if unclear else []
     places = {window.place for window in windows}
-    again = find_repeats(options, output.classifications, read_from, tell) if repeats else None
+    schema_of = Published(output.registry)
+    again = find_repeats(options, output.classifications, read_from, tell, schema_of) if repeats else None
     return Audit(
         books=[one.with_holes(holes) for one in books],
         windows=windows,
@@ -237,6 +245,9 @@ def windows_of(
             end_by = (
                 "its begin (nothing committed)" if marks.batch is None else f"the end of committed batch {marks.batch}"
             )
+            late = sum(reach.last_exclusive - end[p] for p, reach in held.items())
+            if late and is_done(source.checkpoint):
+                notes.append(f"{topic}: {late} alerts came after its night was done; the job reads the last nights on")
         if until_ms is not None:
             until = offsets_at(asker, topic, held, until_ms)
             end, end_by = {p: min(end[p], until[p]) for p in held}, f"--until or {end_by}"

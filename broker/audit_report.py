@@ -41,6 +41,8 @@ def show(audit: Audit, console: Console) -> None:
         _say(console, f"{place}: {fault}: {offsets.size}: {named}{more}", "red")
     for one in audit.outlets:
         told = f"outlet {one.outlet} ({one.topic}): {one.found} of {one.written + one.filtered} verdicts are there"
+        if one.is_by_night and one.found < one.written:
+            told += f", of {one.written} written: were topics of nights deleted?"
         wrong = f"; the ledger has {one.written} written, {one.n_repeats} records are repeats"
         _say(console, told if one.is_balanced else told + wrong, "" if one.is_balanced else "red")
     for line in _again(audit):

@@ -57,6 +57,12 @@ class Assignment:
     outlets: tuple[Further, ...] = ()
     uncounted: frozenset[str] = frozenset({EMPTY})  # by the limits on rejections
     learnt: tuple[registry.Writer, ...] = ()
+    schema_id: int | None = None  # of our record in the registry of [output]; None: containers
+    extra: surveys.Extra = ()
+
+    def table(self) -> Survey:
+        """The survey's table, with the fields that outlets carry through."""
+        return surveys.widened(surveys.find(self.survey), self.extra)
 
 
 @dataclass
@@ -129,7 +135,7 @@ def classify(batch: pa.RecordBatch, assignment: Assignment, seen: Seen | None = 
     seen: sources that the task has met before, by id, with their alerts; those of this batch are added.
     """
     started_us = time.time_ns() // 1000
-    survey, model = surveys.find(assignment.survey), _model(assignment.model, assignment.passport)
+    survey, model = assignment.table(), _model(assignment.model, assignment.passport)
     alerts, index, schemas, refused = _read(batch, survey, assignment)
     for wrong, detail in implausible(alerts, survey) if len(alerts) else ():
         for i in np.flatnonzero(wrong):
@@ -143,7 +149,7 @@ def classify(batch: pa.RecordBatch, assignment: Assignment, seen: Seen | None = 
         verdicts = replace(verdicts, repeats=_repeats(verdicts, assignment.source, {} if seen is None else seen))
         for row, status, reason in zip(index.tolist(), verdicts.statuses(), verdicts.reasons(), strict=True):
             answer.verdicts[row] = f"{status}/{reason}"
-        _publish(answer, verdicts, alerts, index, model.card, assignment, started_us)
+        _publish(answer, verdicts, alerts, index, batch.column("raw"), model.card, assignment, started_us)
     for row, refusal in refused.items():
         answer.verdicts[row] = f"{REJECTED}/{refusal.reason}"
     letters = {row: refusal for row, refusal in refused.items() if answer.fresh[row]}
@@ -223,13 +229,15 @@ def _publish(
     verdicts: Verdicts,
     alerts: pa.StructArray,
     index: np.ndarray[tuple[int], np.dtype[np.int64]],
+    raws: pa.Array,
     card: models.Card,
     assignment: Assignment,
     started_us: int,
 ) -> None:
-    """Rows of the native outlet and of the others; index: the row of each verdict in the batch."""
+    """Rows of the native outlet and of the others; index: the row of each verdict in the batch; raws: of the batch."""
     passport, c = assignment.passport, verdicts.coordinates
-    values = native.encode(verdicts, card, passport, started_us)
+    bodies, schema_id = native.encode(verdicts, card, passport, started_us), assignment.schema_id
+    values = [native.container(b) if schema_id is None else native.frame(schema_id, b) for b in bodies]
     keys = [str(i).encode() for i in verdicts.gathered.columns["source_id"].to_pylist()]
     places = zip(c.topic.to_pylist(), c.partition.to_pylist(), c.offset.to_pylist(), strict=True)
     whence = [_coordinates(assignment.source, *place) for place in places]
@@ -237,9 +245,9 @@ def _publish(
     answer.rows.append(whole if answer.fresh.all() else whole.filter(pa.array(answer.fresh[index])))
     if not assignment.outlets:
         return
-    table = columns.table(verdicts, card)
+    table, raws = columns.table(verdicts, card), raws.take(pa.array(index))
     now_us = time.time_ns() // 1000
-    batch = Batch(verdicts.survey, card, passport, table, alerts, values, whence, started_us, now_us)
+    batch = Batch(verdicts.survey, card, passport, table, alerts, bodies, whence, started_us, now_us, raws)
     for outlet in assignment.outlets:
         sent = deliver(outlet, batch, assignment.written)
         answer.rows += sent.rows

@@ -35,10 +35,13 @@ out = Console(soft_wrap=True)
 ConfigFile = Annotated[Path, typer.Option("--config", help="TOML file with the settings of the job.")]
 
 
-def main() -> None:
-    """Entry point: errors become one message and an exit code (2 wrong usage or configuration, 3 failure)."""
+def main(args: list[str] | None = None) -> None:
+    """Entry point, for the command line's own arguments unless some are given.
+
+    Errors become one message and an exit code (2 wrong usage or configuration, 3 failure).
+    """
     try:
-        app()
+        app(args)
     except BrokerError as error:
         Console(stderr=True, soft_wrap=True).print(f"error: {error}", style="red", markup=False, highlight=False)
         sys.exit(error.exit_code)
@@ -272,12 +275,10 @@ def config_check(config: ConfigFile) -> None:
     Example: broker config check --config examples/ztf.toml
     """
     from broker import config as settings
-    from broker import model as models
-    from broker.outlets import filters
+    from broker.job import check_outlets
 
     loaded = settings.load(config)
-    card = models.load(models.find(loaded.model.name)).card
-    filters.check(loaded.outlets, card)
+    card = check_outlets(loaded)
     n = f"{len(loaded.sources)} source(s), " + (f"{len(loaded.outlets)} outlet(s), " if loaded.outlets else "")
     out.print(f"{config}: fine; {n}model {card.name}@{card.version}")
 
@@ -312,7 +313,7 @@ def models_show(name: Annotated[str, typer.Argument(help="A released model, or a
 def models_compare(
     here: Annotated[str, typer.Argument(help="FILE of classify, or HOST:PORT/TOPIC,TOPIC of the job.")],
     there: Annotated[str, typer.Argument(help="Another one, of the same alerts.")],
-    config: Annotated[Path | None, typer.Option(help="TOML file whose [kafka] has the login and options.")] = None,
+    config: Annotated[Path | None, typer.Option(help="TOML file with login, options and registry.")] = None,
 ) -> None:
     """Compare two sets of verdicts bit for bit: live and replayed, or of two models; exit code 3 where they differ.
 
@@ -320,9 +321,11 @@ def models_compare(
     """
     from broker import config as settings
     from broker.compare import compare, show
+    from broker.published import Published
 
-    options = {} if config is None else settings.kafka_options(settings.load(config))
-    found = compare(here, there, options)
+    job = None if config is None else settings.load(config)
+    options = {} if job is None else settings.kafka_options(job)
+    found = compare(here, there, options, Published(None if job is None else job.output.registry))
     show(found, here, there, out)
     if not found.is_same:
         raise typer.Exit(3)

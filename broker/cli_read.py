@@ -13,7 +13,7 @@ from broker.errors import UsageError
 
 def read(
     topic: Annotated[str, typer.Argument(help="Any topic that the broker writes.")],
-    config: Annotated[Path | None, typer.Option("--config", help="TOML file whose [kafka] says where.")] = None,
+    config: Annotated[Path | None, typer.Option("--config", help="TOML file with servers and registry.")] = None,
     servers: Annotated[str, typer.Option(help="HOST:PORT, if no config is given.")] = "localhost:9092",
     where: Annotated[str | None, typer.Option(help="SQL condition over the fields of the record.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Stop after so many.")] = None,
@@ -27,13 +27,16 @@ def read(
     """
     from broker import config as settings
     from broker import reading
+    from broker.published import Published
 
     if follow and (count or output is not None):
         raise UsageError("--follow has no end: --count and --output need one")
     if output is not None and output.suffix != ".parquet":
         raise UsageError(f"--output {output}: needs a name that ends in .parquet")
-    options = {"bootstrap.servers": servers} if config is None else settings.kafka_options(settings.load(config))
-    found = reading.pick(reading.records(options, topic, follow), where)
+    job = None if config is None else settings.load(config)
+    options = {"bootstrap.servers": servers} if job is None else settings.kafka_options(job)
+    schema_of = Published(None if job is None else job.output.registry)
+    found = reading.pick(reading.records(options, topic, follow, schema_of), where)
     if output is not None:
         typer.echo(f"{reading.save(found, output, limit)} records saved to {output}")
     elif count:

@@ -27,6 +27,9 @@ def replay(
     limit: Annotated[int | None, typer.Option(min=1, help="So many alerts in all.")] = None,
     loop: Annotated[bool, typer.Option("--loop", help="Begin again at the end, until Ctrl-C or --limit.")] = False,
     framed: Annotated[int | None, typer.Option(min=0, help="Put each alert into a frame of this schema id.")] = None,
+    registry: Annotated[
+        str | None, typer.Option(help="URL of a registry: frames of the ids that it gives the alerts' schemas.")
+    ] = None,
     unframed: Annotated[bool, typer.Option("--unframed", help="Make containers of frames, as ZTF sends.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where the same replay stopped.")] = False,
     create: Annotated[int | None, typer.Option(min=1, help="Make a missing topic with so many partitions.")] = None,
@@ -40,6 +43,7 @@ def replay(
     from broker.observed import moment
     from broker.pace import pace_of
     from broker.playlist import Wish, play
+    from broker.published import Publisher
     from broker.replay import Replayed
     from broker.replay import replay as send
     from broker.topics import check_topics
@@ -47,17 +51,17 @@ def replay(
     servers, _, topic = to.partition("/")
     if not topic:
         raise UsageError(f"--to {to!r}: needs HOST:PORT/TOPIC, such as localhost:9092/ztf_20260310_programid1")
-    if framed is not None and unframed:
-        raise UsageError("--framed and --unframed are both given; give one of them")
+    if (framed is not None) + (registry is not None) + unframed > 1:
+        raise UsageError("--framed, --registry and --unframed: give one of them")
     pace = pace_of(rate, speed, visits)
     wish = Wish(
         tuple(paths), order, moment("--since", since), moment("--until", until), limit, loop, framed, unframed,
-        needs_times=speed is not None,
+        None if registry is None else Publisher(registry, topic), needs_times=speed is not None,
     )  # fmt: skip
     options = _options(config) | {"bootstrap.servers": servers}
     terminal = Console(stderr=True)
     # What is sent, and in which order; the pace may change on the way.
-    about = [[str(Path(p).absolute()) for p in paths], order, since, until, framed, unframed]
+    about = [[str(Path(p).absolute()) for p in paths], order, since, until, framed, registry, unframed]
     with Bookmark(to, about) as bookmark:
         n_before = _n_before(bookmark.read(), resume, terminal)
         if create is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
@@ -73,7 +74,7 @@ def fetch(
     if not ids and not lookup.subjects:
         raise UsageError("which schemas? give schema ids, or --subject, or 'subjects' in [registry] of the config")
     client = RegistryClient(lookup)
-    found = [client.fetch(schema_id) for schema_id in ids] if ids else client.ask_subjects()
+    found = [client.fetch(schema_id) for schema_id in ids] if ids else list(client.ask_subjects())
     names = ", ".join(writer.label for writer in found) or "no new schema"
     out.print(f"{names}; the cache is {client.folder}", highlight=False)
 
@@ -92,6 +93,7 @@ def check(
     from broker import registry as known
     from broker import schema_check
     from broker.config import kafka_options, load
+    from broker.nights import each_night
     from broker.registry_client import cached
 
     known.learn(cached(_lookup(config, registry)))
@@ -103,7 +105,8 @@ def check(
             (
                 schema_check.check(schema_check.of_topic(kafka_options(settings), topic, newest), source.survey)
                 for source in settings.sources
-                for topic in source.topics
+                for part in each_night(source, kafka_options(settings), datetime.now(UTC), [])
+                for topic in part.topics
             ),
             start=type(schema_check.check([]))(),
         )

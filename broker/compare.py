@@ -11,8 +11,9 @@ import json
 import re
 import struct
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,8 +21,9 @@ import fastavro
 import pyarrow.parquet as pq
 from rich.console import Console
 
-from broker.errors import ArchiveError, UsageError
+from broker.errors import ArchiveError, SchemaError, UsageError
 from broker.outlets import native
+from broker.outlets.native import SchemaOf, of_this_version
 from broker.topics import read_all
 
 CLOCKS_AND_PLACES = (
@@ -37,6 +39,7 @@ CLOCKS_AND_PLACES = (
 )
 _TOPICS = re.compile(r"([^/]+:\d{1,5})/([A-Za-z0-9._,-]+)")
 _LETTER = ("reason", "detail")  # what is compared of a dead letter
+Named = tuple[str, dict[str, Any]]  # name of a verdict and its compared fields
 
 
 @dataclass(frozen=True)
@@ -67,9 +70,15 @@ class Comparison:
         return self.n_here == self.n_same == self.n_there
 
 
-def compare(here: str, there: str, options: Mapping[str, str] | None = None) -> Comparison:
-    """Compare two sets. options: librdkafka's, for topics. Raises UsageError, ArchiveError, KafkaError."""
-    ours, theirs = (_entries(which, options or {}) for which in (here, there))
+def compare(
+    here: str, there: str, options: Mapping[str, str] | None = None, schema_of: SchemaOf = of_this_version
+) -> Comparison:
+    """Compare two sets. options: librdkafka's, for topics; schema_of: schemas of Confluent frames.
+
+    Raises UsageError, ArchiveError, KafkaError.
+    """
+    read = partial(records, options=options or {}, schema_of=schema_of)
+    ours, theirs = (_entries(which, read(which)) for which in (here, there))
     counts: Counter[str] = Counter()
     first: str | None = None
     for name, entries in ours.items():
@@ -89,7 +98,7 @@ def compare(here: str, there: str, options: Mapping[str, str] | None = None) -> 
     counts["there"] += sum(len(theirs[name]) for name in extra)
     surplus = next((n for n in theirs if len(theirs[n]) > len(ours.get(n, []))), None)
     first = first or surplus
-    told = None if first is None else (first, _differences(first, here, there, options or {}))
+    told = None if first is None else (first, _differences(first, read(here), read(there)))
     return Comparison(
         sum(map(len, ours.values())), sum(map(len, theirs.values())), counts["same"], counts["differ"],
         counts["here"], counts["there"], counts["class"], told,
@@ -108,9 +117,9 @@ def _unmatched(entries: list[Entry], others: list[Entry]) -> tuple[list[Entry], 
     return unmatched, [entry for entry in others if left[entry.digest] > 0]
 
 
-def _entries(which: str, options: Mapping[str, str]) -> dict[str, list[Entry]]:
+def _entries(which: str, verdicts: Iterable[Named]) -> dict[str, list[Entry]]:
     found: dict[str, list[Entry]] = {}
-    for name, record in records(which, options):
+    for name, record in verdicts:
         entry = Entry(_digest(record), str(record.get("status", "rejected")), record.get("class_name"))
         found.setdefault(name, []).append(entry)
     if not found:
@@ -134,9 +143,9 @@ def _bits(value: Any) -> Any:
     return value
 
 
-def _differences(name: str, here: str, there: str, options: Mapping[str, str]) -> list[tuple[str, Any, Any]]:
+def _differences(name: str, here: Iterable[Named], there: Iterable[Named]) -> list[tuple[str, Any, Any]]:
     """The fields of the first pair of records of this name that are not the same; all where one is missing."""
-    pairs = [[record for n, record in records(which, options) if n == name] for which in (here, there)]
+    pairs = [[record for n, record in verdicts if n == name] for verdicts in (here, there)]
     ours, theirs = pairs
     for record in list(ours):
         if record in theirs and any(_digest(other) == _digest(record) for other in theirs):
@@ -151,12 +160,12 @@ def _differences(name: str, here: str, there: str, options: Mapping[str, str]) -
 # --- reading ------------------------------------------------------------------------------------------------------
 
 
-def records(which: str, options: Mapping[str, str]) -> Iterator[tuple[str, dict[str, Any]]]:
+def records(which: str, options: Mapping[str, str], schema_of: SchemaOf = of_this_version) -> Iterator[Named]:
     """Name and compared fields of every verdict of a file or of topics (HOST:PORT/TOPIC,TOPIC)."""
     match = _TOPICS.fullmatch(which)
     if match is not None and not Path(which).exists():
         for topic in match[2].split(","):
-            yield from _of_topic({**options, "bootstrap.servers": match[1]}, topic)
+            yield from _of_topic({**options, "bootstrap.servers": match[1]}, topic, schema_of)
         return
     for record in _of_file(Path(which)):
         if "source_id" not in record:
@@ -171,7 +180,7 @@ def _compared(record: Mapping[str, Any]) -> dict[str, Any]:
     return kept
 
 
-def _of_topic(options: Mapping[str, str], topic: str) -> Iterator[tuple[str, dict[str, Any]]]:
+def _of_topic(options: Mapping[str, str], topic: str, schema_of: SchemaOf) -> Iterator[Named]:
     for message in read_all(options, topic):
         headers = dict(cast("list[tuple[str, bytes]]", message.headers() or []))
         value = message.value() or b""
@@ -180,8 +189,8 @@ def _of_topic(options: Mapping[str, str], topic: str) -> Iterator[tuple[str, dic
             yield f"bytes {hashlib.sha256(value).hexdigest()}", {"status": "rejected", **told}
             continue
         try:
-            record = native.read(value)
-        except (EOFError, ValueError, IndexError, AssertionError) as error:
+            record = native.read(value, schema_of)
+        except (EOFError, ValueError, IndexError, SchemaError) as error:
             place = f"{topic}:{message.partition()}:{message.offset()}"
             raise ArchiveError(f"{place}: neither a verdict nor a dead letter: is it an output topic?") from error
         yield f"source {record['source_id']}", _compared(record)

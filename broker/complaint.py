@@ -11,6 +11,7 @@ from pydantic_core import ErrorDetails
 
 MASK = "********"
 _SECRET = re.compile(r"password|secret|token|credential|jaas|sasl\.username|ssl\.key\.|keystore\.key$", re.IGNORECASE)
+_LOGIN = re.compile(r"//[^/\s]*@")  # in an address
 _WORDS = (
     (r"^(Value error|Assertion failed), ", ""),
     (r"^Input should", "should"),
@@ -42,7 +43,7 @@ def tell(detail: ErrorDetails, model: type[BaseModel], data: Mapping[str, Any]) 
     if not keys:
         return f"{_table(loc, data)} {message}".strip()
     hidden = any(is_secret(key) or key.endswith("_env") for key in keys)
-    value = MASK if hidden else _show(detail["input"])
+    value = MASK if hidden else _LOGIN.sub(rf"//{MASK}@", _show(detail["input"]))
     return f"{_table(loc, data)} {'.'.join(keys)} = {value}: {message}"
 
 

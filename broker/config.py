@@ -20,6 +20,7 @@ from broker.delivery import Filter, Outlet, check_outlets
 from broker.errors import ConfigError
 from broker.limits import Limits
 from broker.lookup import Lookup
+from broker.night_names import NIGHT, night_in
 from broker.setting_types import (
     Bool,
     Count,
@@ -28,10 +29,12 @@ from broker.setting_types import (
     SettingsTable,
     Share,
     Whole,
+    check_address,
     check_slug,
     check_topic,
+    check_topics,
 )
-from broker.upkeep import Upkeep
+from broker.upkeep import Seconds, Upkeep
 
 Survey = Literal["lsst", "ztf", "elasticc"]
 
@@ -110,7 +113,10 @@ class Model(SettingsTable):
 
 
 class Output(SettingsTable):
-    """[output]: the three topics written, and how missing ones are made (`partitions`, `max_message_bytes`)."""
+    """[output]: the three topics written, and how missing ones are made (`partitions`, `max_message_bytes`).
+
+    `registry`: classifications go out as Confluent frames, with their schema in that registry; None: as containers.
+    """
 
     classifications: str = "t2b-classifications"
     dead_letters: str = "t2b-dead-letters"
@@ -118,7 +124,9 @@ class Output(SettingsTable):
     create_topics: Bool = False
     partitions: Annotated[int, Field(strict=True, gt=0, le=10_000)] = 4
     max_message_bytes: Annotated[int, Field(strict=True, ge=65_536, le=2_147_483_647)] | None = None
+    registry: str | None = None
 
+    _is_address = field_validator("registry")(check_address)
     _topic_names = field_validator("classifications", "dead_letters", "ledger")(check_topic)
 
     @property
@@ -140,6 +148,7 @@ class Source(SettingsTable):
 
     `start` ("earliest", "latest" or a time with a zone) counts only while the checkpoint is new; then None will do.
     `zero_point` is the AB zero point of ELAsTiCC's fluxes; `programids` are the ZTF programs in use (1 = public).
+    With `{night}` in its topics it is live, a query and a checkpoint per night and topic (`broker.nights`).
     """
 
     name: str
@@ -153,19 +162,12 @@ class Source(SettingsTable):
     zero_point: Number = 31.4
     programids: Annotated[tuple[Whole, ...], Field(min_length=1)] = (1,)
 
-    _slug = field_validator("name")(check_slug)
+    nights: Count = 7  # as long as ZTF's topics hold their alerts
+    night_begins: Annotated[str, Field(pattern=r"^([01]\d|2[0-3]):[0-5]\d(:[0-5]\d)?$")] = "00:00"
+    night_quiet_s: Seconds = 1800.0
 
-    @field_validator("topics")
-    @classmethod
-    def _exact_names(cls, topics: tuple[str, ...]) -> tuple[str, ...]:
-        for topic in topics:
-            try:
-                check_topic(topic)
-            except ValueError as error:
-                raise ValueError(f"has {topic!r}, which {error}") from None
-        if len(set(topics)) < len(topics):
-            raise ValueError("names a topic twice")
-        return topics
+    _slug = field_validator("name")(check_slug)
+    _topic_names = field_validator("topics")(check_topics)
 
     @field_validator("start", mode="before")
     @classmethod
@@ -194,7 +196,15 @@ class Source(SettingsTable):
         for key, survey in (("zero_point", "elasticc"), ("programids", "ztf")):
             if key in self.model_fields_set and self.survey != survey:
                 raise ValueError(f"has {key}, which belongs to survey = '{survey}'; this one is '{self.survey}'")
+        for key in ("nights", "night_begins", "night_quiet_s"):
+            if key in self.model_fields_set and not self.is_live:
+                raise ValueError(f"has {key}, which belongs to topics with {NIGHT} in them, one per night")
         return self
+
+    @property
+    def is_live(self) -> bool:
+        """Whether its topics are one per night."""
+        return NIGHT in self.topics[0]
 
 
 class Policy(SettingsTable):
@@ -268,7 +278,7 @@ class Config(SettingsTable):
                 pair = f"{owners[checkpoint].name!r} and {source.name!r}"
                 raise ValueError(f"sources {pair} share the checkpoint {source.checkpoint}; each needs one of its own")
             owners[checkpoint] = source
-            for topic in sorted(set(source.topics) & set(self.output.topics)):
+            for topic in (t for t in self.output.topics if any(t == n or night_in(n, t) for n in source.topics)):
                 raise ValueError(f"topic {topic!r} is read by source {source.name!r} and written by [output]: a loop")
         read = {topic for source in self.sources for topic in source.topics}
         check_outlets(self.outlets, {s.name: s.survey for s in self.sources}, read, set(self.output.topics))

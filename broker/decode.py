@@ -12,9 +12,9 @@ from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 from pyspark.sql.avro.functions import from_avro
 
-from broker.errors import SchemaError
-from broker.registry import Schema, Writer
-from broker.surveys import Fields, Survey
+from broker.errors import ConfigError, SchemaError
+from broker.registry import Schema, Writer, packaged
+from broker.surveys import LONGEST_TEXT, Fields, Survey
 from broker.wire import FRAME_BYTES, schema_label
 
 # Appended to each body, and read as its last field: a body that ends early or goes on is not an alert.
@@ -42,6 +42,27 @@ def schema_pair(writer: Schema, survey: Survey, widest: bool = False) -> tuple[S
     """
     apart = _apart(writer)
     return apart, _Pruner(survey, apart, widest).record(apart, survey.fields, "")
+
+
+def type_of(survey: Survey, path: str) -> str:
+    """Avro type of a field of the newest alerts of a survey, such as double for diaObject.ra.
+
+    Raises ConfigError where there is none, or where it is no single value.
+    """
+    writer = packaged(survey.name)[-1]
+    pruner, found = _Pruner(survey, writer.schema, False), writer.schema
+    named = found
+    for name in path.split("."):
+        namespace = _full_name(named, "").rpartition(".")[0]
+        fields = {str(f["name"]): f["type"] for f in named.get("fields", ())}  # type: ignore[attr-defined]
+        if name not in fields:
+            known = ", ".join(fields) or "none"
+            raise ConfigError(f"alerts of {survey.name} ({writer.label}) have no field {path!r}: of {name!r}: {known}")
+        kind = pruner.resolve(fields[name], namespace)
+        named = kind if isinstance(kind, dict) and kind.get("type") == "record" else {"name": "none"}
+    if not isinstance(kind, str) or kind not in _PRIMITIVE:
+        raise ConfigError(f"field {path!r} of alerts of {survey.name} is no single value: name one inside a record")
+    return kind
 
 
 def _apart(writer: Schema) -> Schema:
@@ -176,43 +197,46 @@ def decode(frames: DataFrame, survey: Survey, writers: tuple[Writer, ...]) -> Da
 
     Each from_avro stands in a column of its own: taking two fields straight out of the call would decode twice.
     """
-    rows = frames.withColumn("schema", schema_label(survey, writers, F.col("value")))
-    added, found, label = [], [], F.col("schema")
+    label, ended, schema = schema_label(survey, writers, F.col("value")), F.col("ended"), F.col("schema")
+    rows = frames.select("*", label.alias("schema"), F.concat("value", F.lit(END)).alias("ended"))
+    found: list[Column] = []
     if survey.framing == "confluent":
-        rows = rows.withColumn("framed", _by_label(writers, lambda w: _read(_framed, _end(F.col("value")), survey, w)))
-        added, found = ["framed"], [F.when(F.col("framed.end") == F.lit(END), F.col("framed.alert"))]
+        rows = rows.select("*", _by_label(writers, lambda w: _read(_framed, ended, survey, w)).alias("framed"))
+        found = [F.when(F.col("framed.end") == F.lit(END), F.col("framed.alert"))]
     known = tuple(w for w in writers if w.headers)
     if known:
-        contained = _by_label(known, lambda w: _read(_container, _end(F.col("value")), survey, w))
-        rows = rows.withColumn("contained", contained)
+        rows = rows.select("*", _by_label(known, lambda w: _read(_container, ended, survey, w)).alias("contained"))
         sound = (F.col("contained.count") == 1) & (F.col("contained.sync") == F.col("contained.sync2"))
         sound = sound & (F.col("contained.end") == F.lit(END))  # else a second block could follow, unread
-        added, found = [*added, "contained"], [*found, F.when(sound, F.col("contained.alert"))]
+        found = [*found, F.when(sound, F.col("contained.alert"))]
     if survey.framing == "bare":
-        open_ = F.col("schema").isNull()
+        open_ = schema.isNull()
         for number, writer in enumerate(writers):  # nothing says which layout it is: the one that fits to the last byte
             name = f"bare_{number}"
-            rows = rows.withColumn(name, F.when(open_, _read(_ended, _end(F.col("value")), survey, writer)))
+            rows = rows.select("*", F.when(open_, _read(_ended, ended, survey, writer)).alias(name))
             fits = F.coalesce(F.col(f"{name}.end") == F.lit(END), F.lit(False))
-            added, found = [*added, name], [*found, F.when(fits, F.col(f"{name}.alert"))]
-            label, open_ = F.when(fits, F.lit(writer.label)).otherwise(label), open_ & ~fits
-    return rows.withColumn("alert", F.coalesce(*found)).withColumn("schema", label).drop(*added)
+            found = [*found, F.when(fits, F.col(f"{name}.alert"))]
+            schema, open_ = F.when(fits, F.lit(writer.label)).otherwise(schema), open_ & ~fits
+    return rows.select(*frames.columns, F.coalesce(*found).alias("alert"), schema.alias("schema"))
 
 
 def implausible(survey: Survey) -> Column:
     """Whether `alert` lacks a mandatory value in its plausible range (the same table as gather.implausible)."""
     plausible = F.lit(True)
     for path, (low, high) in survey.mandatory.items():
-        value = F.col(f"alert.{path}").cast("double")
-        plausible = plausible & F.coalesce(value.between(float(low), float(high)), F.lit(False))
-    return ~plausible
+        plausible = plausible & F.col(f"alert.{path}").cast("double").between(float(low), float(high))
+    for path in survey.texts:
+        fits = F.octet_length(f"alert.{path}") <= LONGEST_TEXT
+        plausible = plausible & F.coalesce(fits, F.lit(True))
+    return ~F.coalesce(plausible, F.lit(False))
 
 
 def _by_label(writers: tuple[Writer, ...], read: Callable[[Writer], Column]) -> Column:
-    """A branch per writer schema."""
-    branches = F.lit(None)
-    for writer in writers:
-        branches = F.when(F.col("schema") == writer.label, read(writer)).otherwise(branches)
+    """A branch per writer schema, side by side: nested, each would have the types of all below it compared again."""
+    first, *others = writers
+    branches = F.when(F.col("schema") == first.label, read(first))
+    for writer in others:
+        branches = branches.when(F.col("schema") == writer.label, read(writer))
     return branches
 
 
@@ -221,10 +245,6 @@ def _read(wrap: Callable[[Schema, bool], Schema], data: Column, survey: Survey, 
     apart, reader = schema_pair(writer.schema, survey)
     options = {"avroSchema": json.dumps(wrap(reader, True)), "mode": "PERMISSIVE"}
     return from_avro(data, json.dumps(wrap(apart, False)), options)
-
-
-def _end(body: Column) -> Column:
-    return F.concat(body, F.lit(END))
 
 
 def _ended(alert: Schema, reader: bool) -> Schema:

@@ -25,7 +25,7 @@ from broker.lightcurve import (
     flux_of_magnitude,
     mjd_tai_of_jd_utc,
 )
-from broker.surveys import Floor, Measurements, Survey, Test
+from broker.surveys import LONGEST_TEXT, Floor, Measurements, Survey, Test
 
 Settings = Mapping[str, Any]  # the policy's thresholds plus zero_point and programids of the source
 _KINDS = {"forced": FORCED, "trigger": TRIGGER, "detection": DETECTION}
@@ -130,13 +130,19 @@ def gather(alerts: pa.StructArray, survey: Survey, settings: Settings) -> Gather
 
 
 def implausible(alerts: pa.StructArray, survey: Survey) -> list[tuple[Bools, str]]:
-    """For each mandatory field: which alerts (n,) lack a value in its plausible range, and that range in words."""
+    """For each mandatory field: which alerts (n,) lack a value in its plausible range, and that range in words.
+
+    Texts that go into records have a longest length: without it an alert could ask for a record that no topic takes.
+    """
     whole = Columns(alerts)
     checks = []
     for path, (low, high) in survey.mandatory.items():
         value = whole.number(path)
         with np.errstate(invalid="ignore"):
             checks.append((~((value >= low) & (value <= high)), f"{path} is not between {low:g} and {high:g}"))
+    for path in survey.texts:
+        length = pc.binary_length(whole.array(path)).fill_null(0)
+        checks.append((_numpy(pc.greater(length, LONGEST_TEXT)), f"{path} has more than {LONGEST_TEXT} bytes"))
     return checks
 
 

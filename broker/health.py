@@ -25,9 +25,12 @@ State = Literal["starting", "running", "draining", "stopped", "failed"]
 
 @dataclass
 class SourceHealth:
-    """One source. batch, committed_at, lag (alerts that wait): of the last batch whose books were checked."""
+    """One source, or one night of it; `waiting` for a night's topic.
 
-    state: Literal["starting", "running", "restarting", "done"] = "starting"
+    batch, committed_at, lag (alerts that wait): of the last batch whose books were checked.
+    """
+
+    state: Literal["waiting", "starting", "running", "restarting", "done"] = "starting"
     restarts: int = 0
     batch: int | None = None
     committed_at: str | None = None
@@ -51,7 +54,7 @@ class Health:
     @property
     def is_ready(self) -> bool:
         """Whether all queries run (or are done) and the last books balance."""
-        ok = (source.state in ("running", "done") and source.balanced for source in self.sources.values())
+        ok = (source.state in ("running", "waiting", "done") and source.balanced for source in self.sources.values())
         return self.state == "running" and all(ok)
 
     def tell(self, state: State | None = None) -> None:

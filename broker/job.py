@@ -17,12 +17,13 @@ from broker import __version__, registry, surveys
 from broker import model as models
 from broker.classify import Assignment, task
 from broker.config import Config, Policy, Source
-from broker.decode import decode, implausible
-from broker.delivery import outlets_of
+from broker.decode import decode, implausible, type_of
+from broker.delivery import Outlet, outlets_of
 from broker.errors import ConfigError
 from broker.ledger import Gap
 from broker.lightcurve import RULES_VERSION
-from broker.outlets import ROWS_DDL, Passport
+from broker.outlet_nights import Nights, expand
+from broker.outlets import ROWS_DDL, Passport, fastdb, filters
 from broker.outlets.further import LARGEST_RECORD, Further
 from broker.surveys import Survey
 from broker.verdict import uncounted
@@ -44,10 +45,17 @@ def build_from_alerts(alerts: DataFrame, assignment: Assignment) -> DataFrame:
 
 def before_hop(frames: DataFrame, survey: Survey, assignment: Assignment, alone: Iterable[Gap] = ()) -> DataFrame:
     """What crosses to Python, one row per alert."""
-    decoded = decode(frames, survey, registry.writers(survey.name)).withColumn("alone", _within(alone))
+    survey = surveys.widened(survey, assignment.extra)
     fits = F.length("value") <= assignment.max_alert_bytes
-    decoded = decoded.withColumn("alert", F.when(fits, F.col("alert")))
-    needs_bytes = F.col("alert").isNull() | F.col("alone") | implausible(survey)
+    decoded = decode(frames, survey, registry.writers(survey.name))
+    decoded = decoded.select(
+        *frames.columns, "schema", F.when(fits, F.col("alert")).alias("alert"), _within(alone).alias("alone")
+    )
+    sends_bytes = any(outlet.kind == "fastdb" for outlet in assignment.outlets)  # only then do good alerts' bytes cross
+    doubtful = F.lit(sends_bytes) | F.col("alert").isNull() | F.col("alone") | implausible(survey)
+    # A column, since each use of the expression would be planned again, batch after batch
+    decoded = decoded.select("*", doubtful.alias("needs_bytes"))
+    needs_bytes = F.col("needs_bytes")
     return decoded.select(
         "alert",
         "schema",
@@ -63,26 +71,44 @@ def before_hop(frames: DataFrame, survey: Survey, assignment: Assignment, alone:
 
 
 def assign(
-    config: Config, source: Source, limits: Mapping[str, int], n_partitions: Mapping[str, int] | None = None
+    config: Config,
+    source: Source,
+    limits: Mapping[str, int],
+    n_partitions: Mapping[str, int] | None = None,
+    schema_id: int | None = None,
+    nights: Nights | None = None,
 ) -> Assignment:
     """What the tasks of a source must know. limits: largest message of each output topic, bytes.
 
-    n_partitions: of each outlet's topic. Raises ConfigError where an outlet's topic takes too little.
+    n_partitions: of each outlet's topic; schema_id: of classifications (published.publish); nights: that have
+    topics, by template. Raises ConfigError where a
+    topic takes too little.
     """
     output = config.output
-    outlets = []
+    outlets, extra, table = [], dict[str, str](), survey_of(source)
+    check_size(output.classifications, limits)
     for outlet in outlets_of(config.outlets, source.name):
         topics = outlet.topics_of(source.survey)
-        for topic in topics.values():
-            if limits[topic] >= LARGEST_RECORD:
-                continue
-            raise ConfigError(
-                f"outlet {outlet.name!r}: topic {topic!r} takes messages of {limits[topic]} bytes (max.message.bytes); "
-                f"records of {LARGEST_RECORD} bytes must fit"
-            )
+        there = [set((nights or {}).get(topic, ())) for topic in topics.values()]
+        mine = tuple(sorted(set.intersection(*there)))
+        names = expand(topics.values(), dict.fromkeys(topics.values(), mine))
+        for topic in names:
+            check_size(topic, limits, largest_record(outlet, source))
+        extra |= {path: type_of(table, path) for path in outlet.fields}
         settings = (outlet.public_only, outlet.class_name, outlet.filter)
-        least = min((n_partitions or {})[topic] for topic in topics.values())
-        outlets.append(Further(outlet.name, outlet.kind, topics, least, *settings))
+        least = min((n_partitions or {})[topic] for topic in names)
+        outlets.append(
+            Further(
+                outlet.name,
+                outlet.kind,
+                topics,
+                least,
+                *settings,
+                mine,
+                outlet.fields,
+                min(limits[topic] for topic in names),
+            )
+        )
     made = assignment(
         source.name,
         source.survey,
@@ -95,7 +121,7 @@ def assign(
         limits[output.dead_letters],
     )
     known = uncounted(learns_schemas=bool(config.registry.url))
-    return replace(made, outlets=tuple(outlets), uncounted=known)
+    return replace(made, outlets=tuple(outlets), uncounted=known, schema_id=schema_id, extra=tuple(extra.items()))
 
 
 def assignment(
@@ -129,6 +155,33 @@ def assignment(
         max_dead_letter_bytes=max_dead_letter_bytes,
         learnt=registry.learnt(),
     )
+
+
+def check_outlets(config: Config) -> models.Card:
+    """The model's card. Raises ConfigError unless it has the classes, and alerts the fields, that outlets ask for."""
+    card = models.load(models.find(config.model.name)).card
+    filters.check(config.outlets, card)
+    for source in config.sources:
+        for outlet in outlets_of(config.outlets, source.name):
+            try:
+                for path in outlet.fields:
+                    type_of(survey_of(source), path)
+            except ConfigError as error:
+                raise ConfigError(f"outlet {outlet.name!r}, fields: {error}") from None
+    return card
+
+
+def largest_record(outlet: Outlet, source: Source) -> int:
+    """Bytes that a record of an outlet may have at most."""
+    return source.max_alert_bytes + fastdb.MORE_BYTES if outlet.kind == "fastdb" else LARGEST_RECORD
+
+
+def check_size(topic: str, limits: Mapping[str, int], most: int = LARGEST_RECORD) -> None:
+    """Raise ConfigError unless our records fit. limits: largest message of each topic, bytes."""
+    if limits[topic] < most:
+        why = "" if most == LARGEST_RECORD else ": the source's max_alert_bytes, our answer and the schema as key"
+        size = f"messages of {limits[topic]} bytes (max.message.bytes)"
+        raise ConfigError(f"topic {topic!r} takes {size}; records of {most} bytes must fit{why}")
 
 
 def survey_of(source: Source) -> Survey:

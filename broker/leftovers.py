@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,41 +17,53 @@ from confluent_kafka import Consumer, TopicPartition
 from broker import bounds, checkpoint
 from broker.collected import Collected, take
 from broker.config import Source
-from broker.errors import KafkaError
+from broker.errors import BrokerError, KafkaError
 from broker.ledger import Span
 from broker.lightcurve import Integers
 from broker.reconcile import place_of
-from broker.topics import TIMEOUT_S, EndOffsets, Reach, end_of, offsets_at, open_consumer, reaches
+from broker.topics import TIMEOUT_S, EndOffsets, Reach, end_of, find_missing, offsets_at, open_consumer, reaches
 from broker.written import Places, Written
 
 _log = logging.getLogger(__name__)
 
 QUIET_S = 5.0  # without a record of this source, before what is on the topics counts as all
 NOTE_EVERY_S = 0.5
-MARGIN_MS = 3_600_000  # between our clock and Kafka's, where there is no note and time stamps must do
+MARGIN_MS = 2 * 3_600_000  # between our clock and Kafka's, where there is no note and time stamps must do
 Position = tuple[str, int]
 
 
 class Notes:
     """Notes the ends of the output topics into checkpoints, twice a second, from a thread, until left.
 
-    A note that can't be taken is only a longer search after the next crash. The first one can: raises KafkaError.
+    A note that can't be taken is only a longer search after the next crash. A checkpoint's first one can: `add` raises
+    KafkaError.
     """
 
-    def __init__(self, options: Mapping[str, str], outputs: Sequence[str], checkpoints: Iterable[Path]) -> None:
-        self._ends = EndOffsets(options, outputs)
-        self._checkpoints = tuple(checkpoints)
+    def __init__(self, options: Mapping[str, str], outputs: Sequence[str]) -> None:
+        self._options = options
+        self.follow(outputs)
+        self._checkpoints: set[Path] = set()
+        self._writing = threading.Lock()
         self._left = threading.Event()
         self._thread = threading.Thread(target=self._run, name="notes of end offsets", daemon=True)
 
-    def take(self, timeout_s: float = TIMEOUT_S) -> None:
-        """One note in each checkpoint. Raises KafkaError, OSError."""
-        ends = self._ends.now(timeout_s)
-        for folder in self._checkpoints:
+    def follow(self, outputs: Sequence[str]) -> None:
+        """Note the ends of these topics from now on. Raises KafkaError."""
+        self._ends = EndOffsets(self._options, outputs)
+
+    def add(self, folder: Path) -> None:
+        """Note the ends into this checkpoint too, now and from now on. Raises KafkaError, OSError."""
+        ends = self._ends.now()
+        with self._writing:
             bounds.write(folder, ends)
+            self._checkpoints.add(folder)
+
+    def remove(self, folder: Path) -> None:
+        """No more notes into this checkpoint."""
+        with self._writing:
+            self._checkpoints.discard(folder)
 
     def __enter__(self) -> Self:
-        self.take()
         self._thread.start()
         return self
 
@@ -63,8 +76,13 @@ class Notes:
     def _run(self) -> None:
         was_told = False
         while not self._left.wait(NOTE_EVERY_S):
+            if not self._checkpoints:
+                continue
             try:
-                self.take(timeout_s=5)  # the end of the job waits for this
+                ends = self._ends.now(timeout_s=5)  # the end of the job waits for this
+                with self._writing:
+                    for folder in self._checkpoints:
+                        bounds.write(folder, ends)
                 was_told = False
             except (KafkaError, OSError) as error:
                 if not was_told:
@@ -76,6 +94,29 @@ def count_partitions(options: Mapping[str, str], topics: Iterable[str]) -> dict[
     """Number of partitions of each topic. Raises KafkaError if one is missing."""
     with open_consumer(options) as consumer:
         return {topic: len(reaches(consumer, topic)) for topic in topics}
+
+
+def check_ends(options: Mapping[str, str], source: Source, outputs: Sequence[str]) -> None:
+    """Raises BrokerError where an output topic ends before the place where the checkpoint's newest note saw it end.
+
+    Ends only grow, unless a topic is deleted and made again or a cluster has lost records: with them went verdicts.
+    """
+    noted = bounds.find(source.checkpoint, sys.maxsize) or {}
+    watched = [topic for topic in outputs if topic in noted]
+    missing = set(find_missing(options, watched)) if watched else set()
+    with open_consumer(options) as consumer:
+        for topic in watched:
+            held = {} if topic in missing else reaches(consumer, topic)
+            for partition, end in noted[topic].items():
+                now = held[partition].last_exclusive if partition in held else 0
+                if now >= end:
+                    continue
+                raise BrokerError(  # no KafkaError: those are tried again
+                    f"source {source.name!r}: output {topic}:{partition} ended at offset {end}, by the notes in "
+                    f"{source.checkpoint / bounds.FOLDER}, and ends at {now} now: the topic was deleted and made "
+                    "again, or Kafka has lost records, and with them verdicts. To answer all once more, start with a "
+                    "new checkpoint, a 'start' and new output topics; to go on without them, remove that folder"
+                )
 
 
 def find_written(

@@ -2,10 +2,11 @@
 
 from pathlib import Path
 from typing import Annotated
-from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 from pydantic_core.core_schema import ValidationInfo
+
+from broker.setting_types import check_address
 
 
 class Lookup(BaseModel):
@@ -23,17 +24,7 @@ class Lookup(BaseModel):
     timeout_s: Annotated[float, Field(strict=True, gt=0, le=600)] = 10.0
     cache: Path | None = None
 
-    @field_validator("url")
-    @classmethod
-    def _is_address(cls, url: str | None) -> str | None:
-        if url is None:
-            return None
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError(f"needs http://HOST:PORT or https://HOST, and its path; {url!r} is not one")
-        if parts.username or parts.password:
-            raise ValueError("has a login in it; the registry is read without one")
-        return url.rstrip("/")
+    _is_address = field_validator("url")(check_address)
 
     @field_validator("cache", mode="before")
     @classmethod

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 
 from pyspark.sql import DataFrame, SparkSession
@@ -20,6 +20,7 @@ from broker.config import Config, Source, kafka_options
 from broker.errors import UsageError
 from broker.ledger import Balance, Span
 from broker.ledger_topic import LedgerTopic
+from broker.nights import each_night
 from broker.service import Service
 from broker.stream import Stream
 from broker.topics import Reach, offsets_at, open_consumer, reaches
@@ -92,13 +93,19 @@ def prepare(
             starts[source.name], ends[source.name] = json.loads(note.read_text())
             _log.info("%s: goes on with the part that was begun in %s", source.name, note.parent)
             continue
-        starts[source.name], ends[source.name] = _offsets(config, source, since, until)
+        starts[source.name], ends[source.name] = _offsets(config, _whole(config, source), since, until)
         note.parent.mkdir(parents=True, exist_ok=True)
         note.write_text(json.dumps([starts[source.name], ends[source.name]]))
     if all(starts[name] == ends[name] for name in starts):
         raise UsageError(f"--since {since}, --until {until}: no alerts of {', '.join(starts)} lie there")
     moved = [
-        source.model_copy(update={"checkpoint": folder / source.name, "start": json.dumps(starts[source.name])})
+        source.model_copy(
+            update={
+                "topics": tuple(starts[source.name]),
+                "checkpoint": folder / source.name,
+                "start": json.dumps(starts[source.name]),
+            }
+        )
         for source in sources
     ]
     output = config.output.model_copy(update=outputs)
@@ -106,6 +113,14 @@ def prepare(
     # Further outlets are the live job's: their consumers must not get a verdict twice.
     changes = {"sources": tuple(moved), "output": output, "service": upkeep, "outlets": ()}
     return config.model_copy(update=changes), ends
+
+
+def _whole(config: Config, source: Source) -> Source:
+    """A live source with the topics of its nights, which one query can read once they are all there."""
+    nights = each_night(source, kafka_options(config), datetime.now(UTC), notes := list[str]())
+    for note in notes:
+        _log.warning("%s", note)
+    return source.model_copy(update={"topics": tuple(topic for night in nights for topic in night.topics)})
 
 
 def _offsets(config: Config, source: Source, since: str | None, until: str | None) -> tuple[Offsets, Offsets]:

@@ -42,7 +42,8 @@ class Wish:
     """What to send. Times are those of the alerts' own sources.
 
     order: `arrival` is that of the files and members, of a topic that of Kafka's time stamps. schema_id: put a frame of
-    this id around every body; unframed: make containers of frames, as ZTF sends them. loop: begin again at the end.
+    this id around every body; publish: frames of the id that this gives for each alert's schema; unframed: make
+    containers of frames, as ZTF sends them. loop: begin again at the end.
     """
 
     paths: tuple[str, ...]
@@ -53,6 +54,7 @@ class Wish:
     loop: bool = False
     schema_id: int | None = None
     unframed: bool = False
+    publish: Callable[[str], int] | None = None
     needs_times: bool = False
 
 
@@ -134,6 +136,8 @@ def _framed(alert: Frame, wish: Wish) -> bytes | None:
     try:
         if wish.schema_id is not None:
             return in_frame(alert.value, wish.schema_id)
+        if wish.publish is not None:
+            return in_published_frame(alert.value, wish.publish)
         return in_container(alert.value) if wish.unframed else alert.value
     except container.Unreadable as error:
         raise ArchiveError(f"{alert.topic}:{alert.offset}: {error}") from error
@@ -157,6 +161,22 @@ def in_frame(value: bytes | None, schema_id: int) -> bytes | None:
     if known is not None and not container.fits(known[1].text, body):
         raise container.Unreadable(f"is no alert of schema {schema_id}: a frame of that id would make it unreadable")
     return frame(schema_id, body)
+
+
+def in_published_frame(value: bytes | None, publish: Callable[[str], int]) -> bytes | None:
+    """The alert's body in a frame of the id that its schema is published under. Raises Unreadable without one."""
+    if not value:
+        return value
+    if value.startswith(CONTAINER_MAGIC):
+        header, end = container.read_header(value)
+        return frame(publish(header.schema), next(container.records(header, BytesIO(value[end:])), b""))
+    own = schema_id_of(value)
+    if own is not None and (known := registry.by_id(own)) is not None:
+        return frame(publish(known[1].text), value[FRAME_BYTES:])
+    bare = next((w for w in registry.writers("elasticc") if container.fits(w.text, value)), None)
+    if bare is None:
+        raise container.Unreadable("has no schema that is known, so none to publish")
+    return frame(publish(bare.text), value)
 
 
 def in_container(value: bytes | None) -> bytes | None:

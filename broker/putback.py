@@ -27,6 +27,7 @@ from broker.errors import UsageError
 from broker.learning import Learner
 from broker.outlets import HEADERS_TYPE
 from broker.outlets.dead_letter import ANSWERS
+from broker.published import publish
 from broker.reconcile import place_of
 from broker.replay import replay
 from broker.topics import check_topics
@@ -137,7 +138,10 @@ def _records(
 ) -> Iterator[Record]:
     """Classifications of the letters that can be answered now; `done` counts on the way."""
     sources = {source.name: source for source in config.sources}
-    assignments = {name: job.assign(config, source, limits) for name, source in sources.items()}
+    schema_id = publish(config.output)
+    # Further outlets are left out: their forms have no way to say that this answers a letter.
+    alone = config.model_copy(update={"outlets": ()})
+    assignments = {name: job.assign(alone, source, limits, None, schema_id) for name, source in sources.items()}
     waiting: dict[str, list[Rejected]] = defaultdict(list)
     n = 0
     for letter in meant:

@@ -15,17 +15,22 @@ from typing import Any, cast
 import fastavro
 from confluent_kafka import Message, TopicPartition
 
-from broker.errors import KafkaError, UsageError
+from broker.errors import KafkaError, SchemaError, UsageError
+from broker.outlets.native import SchemaOf, of_this_version
+from broker.outlets.native import read as read_native
 from broker.topics import end_of, open_consumer, reaches
 
 CHUNK = 1000  # records that a condition is evaluated on at a time
 Record = dict[str, Any]
 
 
-def records(options: Mapping[str, str], topic: str, follow: bool = False) -> Iterator[Record | None]:
+def records(
+    options: Mapping[str, str], topic: str, follow: bool = False, schema_of: SchemaOf = of_this_version
+) -> Iterator[Record | None]:
     """Each record of a topic; None each time nothing more has come for a moment. Ends at the topic's end, or never.
 
-    Raises KafkaError where the topic is missing, or holds what this broker doesn't write.
+    schema_of: schemas of Confluent frames. Raises KafkaError where the topic is missing, or holds what this broker
+    doesn't write.
     """
     with open_consumer(options, reset="earliest") as consumer:
         held = reaches(consumer, topic)
@@ -37,11 +42,11 @@ def records(options: Mapping[str, str], topic: str, follow: bool = False) -> Ite
                 if end_of(message):
                     waiting.discard(message.partition() or 0)
                 else:
-                    yield decode(message)
+                    yield decode(message, schema_of)
             yield None
 
 
-def decode(message: Message) -> Record:
+def decode(message: Message, schema_of: SchemaOf = of_this_version) -> Record:
     """The record, by the form that key, value and headers show. Raises KafkaError for one that it knows nothing of."""
     key, value = message.key() or b"", message.value() or b""
     pairs = cast("list[tuple[str, bytes | None]]", message.headers() or [])
@@ -49,16 +54,17 @@ def decode(message: Message) -> Record:
     if "reason" in headers:  # a dead letter: its bytes are the alert's own
         told = {name: data.decode(errors="replace") for name, data in headers.items()}
         return {**told, "n_bytes": int(told.get("n_bytes", len(value)))}
+    record: Any
     try:
-        if value.startswith(b"Obj\x01"):
-            (record,) = fastavro.reader(io.BytesIO(value))
-        elif key.startswith(b'{"type":"record"'):
+        if key.startswith(b'{"type":"record"'):
             record = fastavro.schemaless_reader(io.BytesIO(value), _by_key(key), None)
+        elif value.startswith((b"Obj\x01", b"\x00")):
+            record = read_native(value, schema_of)
         elif value.startswith(b"{"):
             record = json.loads(value)
         else:
             record = fastavro.schemaless_reader(io.BytesIO(value), _elasticc(), None)
-    except (ValueError, EOFError, IndexError, UnicodeDecodeError) as error:
+    except (SchemaError, ValueError, EOFError, IndexError) as error:
         where = f"{message.topic()}:{message.partition()}:{message.offset()}"
         raise KafkaError(
             f"{where}: none of the forms that this broker writes ({type(error).__name__}: {error})"

@@ -26,7 +26,7 @@ from broker.registry import Writer, by_id
 _log = logging.getLogger(__name__)
 
 MAX_SCHEMA_CHARS = 2**20  # LSST's have up to 60,000
-_NOT_THERE = 404
+NOT_THERE = 404
 
 
 class RegistryError(BrokerError):
@@ -80,34 +80,42 @@ class RegistryClient:
                 return _writer(schema_id, path.read_text())
             except (OSError, UnicodeDecodeError, SchemaError) as error:
                 _log.warning("%s in the cache of schemas is fetched again: %s", path.name, error)
-        with self._asking(f"schema {schema_id}"):
+        with asking(self.url, f"schema {schema_id}"):
             text = self._client.get_schema(schema_id).schema_str
         return self._keep(schema_id, text)
 
-    def ask_subjects(self) -> list[Writer]:
+    def ask_subjects(self) -> Iterator[Writer]:
         """Every version of the configured subjects that was not seen before and that nobody knew.
 
-        Raises RegistryError; what was found before that is in the cache. A schema that is no LSST alert's is left out,
-        and named once in the log.
+        Raises the first RegistryError once all were asked for. A schema that is no LSST alert's is left out, and named
+        once in the log.
         """
-        found = []
+        failure: RegistryError | None = None
         for subject in self._subjects:
-            with self._asking(f"versions of {subject!r}"):
-                versions = [int(version) for version in self._client.get_versions(subject)]
-            for version in versions:
-                if (subject, version) in self._seen:
-                    continue
-                with self._asking(f"{subject!r}, version {version}"):
-                    told = self._client.get_version(subject, version)
-                    schema_id, text = _whole(told.schema_id), told.schema.schema_str
-                try:
-                    found += [] if by_id(schema_id) else [self._keep(schema_id, text)]
-                    self._seen.add((subject, version))
-                except SchemaError as error:  # which may be a registry's bad moment, so it is asked for again
-                    if (subject, version) not in self._left_out:
-                        _log.warning("%s, version %d, of the registry is left out: %s", subject, version, error)
-                    self._left_out.add((subject, version))
-        return found
+            try:
+                yield from self._ask_subject(subject)
+            except RegistryError as error:
+                failure = failure or error
+        if failure:
+            raise failure
+
+    def _ask_subject(self, subject: str) -> Iterator[Writer]:
+        with asking(self.url, f"versions of {subject!r}"):
+            versions = [int(version) for version in self._client.get_versions(subject)]
+        for version in versions:
+            if (subject, version) in self._seen:
+                continue
+            with asking(self.url, f"{subject!r}, version {version}"):
+                told = self._client.get_version(subject, version)
+                schema_id, text = _whole(told.schema_id), told.schema.schema_str
+            try:
+                if by_id(schema_id) is None:
+                    yield self._keep(schema_id, text)
+                self._seen.add((subject, version))
+            except SchemaError as error:  # which may be a registry's bad moment, so it is asked for again
+                if (subject, version) not in self._left_out:
+                    _log.warning("%s, version %d, of the registry is left out: %s", subject, version, error)
+                self._left_out.add((subject, version))
 
     def _keep(self, schema_id: int, text: object) -> Writer:
         writer = _writer(schema_id, text)
@@ -123,21 +131,20 @@ class RegistryClient:
     def _path(self, schema_id: int) -> Path:
         return self.folder / f"{schema_id}.avsc"
 
-    @contextmanager
-    def _asking(self, what: str) -> Iterator[None]:
-        """Every way in which a registry can fail, as one RegistryError."""
-        try:
-            yield
-        except SchemaRegistryError as error:
-            if error.http_status_code == _NOT_THERE:
-                raise RegistryError(f"the registry {self.url} has no {what} (now)") from error
-            raise RegistryError(f"the registry {self.url} refused {what}: {_short(error)}") from error
-        except httpx2.TransportError as error:
-            raise RegistryError(f"the registry {self.url} does not answer: {_short(error)}") from error
-        except (httpx2.HTTPError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise RegistryError(
-                f"the registry {self.url} answered rubbish when asked for {what}: {_short(error)}"
-            ) from error
+
+@contextmanager
+def asking(url: str, what: str) -> Iterator[None]:
+    """Every way in which a registry can fail, as one RegistryError."""
+    try:
+        yield
+    except SchemaRegistryError as error:
+        if error.http_status_code == NOT_THERE:
+            raise RegistryError(f"the registry {url} has no {what} (now)") from error
+        raise RegistryError(f"the registry {url} refused {what}: {_short(error)}") from error
+    except httpx2.TransportError as error:
+        raise RegistryError(f"the registry {url} does not answer: {_short(error)}") from error
+    except (httpx2.HTTPError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise RegistryError(f"the registry {url} answered rubbish when asked for {what}: {_short(error)}") from error
 
 
 def _writer(schema_id: int, text: object) -> Writer:
@@ -147,7 +154,10 @@ def _writer(schema_id: int, text: object) -> Writer:
     if len(text) > MAX_SCHEMA_CHARS:
         raise SchemaError(f"schema {schema_id} has {len(text)} characters (at most {MAX_SCHEMA_CHARS})")
     try:
-        canonical = to_parsing_canonical_form(fastavro.parse_schema(json.loads(text)))
+        parsed = json.loads(text)
+        if not isinstance(parsed, dict) or parsed.get("type") != "record":
+            raise SchemaError(f"schema {schema_id} is no record's, so no alert's: {text[:50]!r}")
+        canonical = to_parsing_canonical_form(fastavro.parse_schema(parsed))
     except (ValueError, KeyError, TypeError, RecursionError, SchemaParseException, UnknownType) as error:
         raise SchemaError(f"schema {schema_id} is not Avro: {_short(error)}") from error
     writer = Writer(str(schema_id), canonical, schema_id)

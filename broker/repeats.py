@@ -19,6 +19,8 @@ from fastavro.read import SchemaResolutionError
 from fastavro.schema import SchemaParseException, UnknownType
 
 from broker.container import Unreadable, read_header
+from broker.errors import SchemaError
+from broker.outlets.native import FRAME, SchemaOf, of_this_version, schema_id_of
 from broker.reconcile import Integers, Place, place_of
 from broker.topics import read_all
 
@@ -39,6 +41,7 @@ _NO_RECORD = (
     TypeError,
     ValueError,
     AttributeError,
+    SchemaError,
 )
 
 
@@ -65,7 +68,11 @@ class Columns:
 
 
 def find_repeats(
-    options: Mapping[str, str], topic: str, since_ms: int | None, tell: Callable[[str, int], None]
+    options: Mapping[str, str],
+    topic: str,
+    since_ms: int | None,
+    tell: Callable[[str, int], None],
+    schema_of: SchemaOf = of_this_version,
 ) -> list[Again]:
     """Of all classifications (from a time on): each alert but the first of every source id, within one source's alerts.
 
@@ -78,7 +85,7 @@ def find_repeats(
             tell(topic, n)
         marks = cast("dict[str, bytes]", dict(message.headers() or ()))
         prefix, _, offset = (marks.get("alert") or b"").rpartition(b":")
-        place, read = place_of(prefix), read_record(message.value() or b"")
+        place, read = place_of(prefix), read_record(message.value() or b"", schema_of)
         if place is None or read is None or not offset.isdigit():
             continue
         mine = columns.setdefault(place.source, Columns())
@@ -117,18 +124,21 @@ def inside(found: list[Again], place: Place, first: int, last_exclusive: int) ->
     return same, np.array(sorted(a.offset for a in mine if not a.is_same), np.int64)
 
 
-def read_record(value: bytes) -> tuple[int, int, int] | None:
+def read_record(value: bytes, schema_of: SchemaOf = of_this_version) -> tuple[int, int, int] | None:
     """Source id, hash of points, time of the alert (us, 0 where it had none); None where it is no record of ours.
 
-    By the schema in the record's own container, whatever version wrote it.
+    By the schema in the record's own container, or by that of its frame, whatever version wrote it.
     """
-    end = value.find(b"\x00", value.find(b"avro.schema") + 11)
     try:
-        header, at = _header(value[: end + 17])
-        file = BytesIO(value[at:])
-        fastavro.schemaless_reader(file, "long", None)
-        fastavro.schemaless_reader(file, "long", None)
-        record = cast("dict[str, Any]", fastavro.schemaless_reader(file, *_schemas(header)))
+        if value.startswith(b"\x00"):
+            schema, file = schema_of(schema_id_of(value)), BytesIO(value[FRAME.size :])
+        else:
+            end = value.find(b"\x00", value.find(b"avro.schema") + 11)
+            schema, at = _header(value[: end + 17])
+            file = BytesIO(value[at:])
+            fastavro.schemaless_reader(file, "long", None)
+            fastavro.schemaless_reader(file, "long", None)
+        record = cast("dict[str, Any]", fastavro.schemaless_reader(file, *_schemas(schema)))
         points = int(record["points_hash"], 16)
         return (int(record["source_id"]), points, int(record["alert_timestamp"] or 0)) if points < 2**64 else None
     except _NO_RECORD:

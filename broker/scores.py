@@ -241,7 +241,11 @@ def purity_at(completeness: float, curve: tuple[Floats, Floats]) -> Floats:
 
 
 def purity_intervals(
-    label: Labels, probability: NDArray[np.floating], prior: Floats, figures: Mapping[str, PurityFigure]
+    label: Labels,
+    probability: NDArray[np.floating],
+    prior: Floats,
+    figures: Mapping[str, PurityFigure],
+    most_drawn: int = MOST_DRAWN,
 ) -> list[dict[str, tuple[float, float]]]:
     """Of each class, 95 % intervals of figures of its purity curve; the classes' shares are held at `prior`; seeded.
 
@@ -250,7 +254,7 @@ def purity_intervals(
     n, n_classes = probability.shape
     rng = np.random.default_rng(0)
     draws: list[dict[str, list[Floats]]] = [{name: [] for name in figures} for _ in range(n_classes)]
-    size = max(1, min(BOOTSTRAPS, MOST_DRAWN // max(n, 1)))
+    size = max(1, min(BOOTSTRAPS, most_drawn // max(n, 1)))
     for start in range(0, BOOTSTRAPS if n else 0, size):
         times = rng.multinomial(n, np.full(n, 1 / n), min(size, BOOTSTRAPS - start)).astype(np.float64)
         count = np.stack([times[:, label == i].sum(1) for i in range(n_classes)], 1)

@@ -149,7 +149,7 @@ def _read(value: bytes | None, survey: Survey, max_alert_bytes: int) -> Labelled
 
 
 def _read_body(body: bytes, survey: Survey, writer: registry.Writer) -> Labelled:
-    return _datum(body, *_schemas(writer.text, survey.name)), writer.label
+    return _datum(body, *_schemas(writer.text, survey.name, survey.extra)), writer.label
 
 
 def _read_bare(body: bytes, survey: Survey) -> Labelled:
@@ -181,7 +181,7 @@ def _read_container(value: bytes, survey: Survey, max_alert_bytes: int) -> Label
     if len(text) > MAX_SCHEMA_CHARS:
         raise Refusal("too_large", f"embedded schema of {len(text)} characters; at most {MAX_SCHEMA_CHARS} are read")
     codec = header["meta"].get("avro.codec", b"null").decode(errors="replace")
-    schemas = _schemas(text, survey.name)
+    schemas = _schemas(text, survey.name, survey.extra)
     if file.tell() == len(value):
         raise Refusal("empty", "container without a record")
     count, size = (_long(file) for _ in range(2))
@@ -261,14 +261,14 @@ def _datum(body: bytes, writer: Schema, reader: Schema) -> dict[str, object]:
 
 
 @lru_cache(maxsize=64)
-def _schemas(text: str, survey: str) -> tuple[Schema, Schema]:
+def _schemas(text: str, survey: str, extra: surveys.Extra = ()) -> tuple[Schema, Schema]:
     """Writer and pruned reader schema of a schema text, parsed once. Raises Refusal where they don't fit the survey."""
     try:
         writer = json.loads(text)
         if not isinstance(writer, dict) or writer.get("type") != "record":
             raise Refusal("wrong_survey", "the container's schema is not a record")
         _refuse_zero_bytes(writer, {"null"})
-        apart, reader = schema_pair(writer, surveys.find(survey), widest=True)
+        apart, reader = schema_pair(writer, surveys.widened(surveys.find(survey), extra), widest=True)
     except SchemaError as error:
         raise Refusal("wrong_survey", str(error)) from error
     return _parsed(apart), _parsed(reader)

@@ -1,4 +1,4 @@
-"""`broker run`: one streaming query per source, its books checked at every batch, until stopped.
+"""`broker run`: one streaming query per source, or per night of it, its books checked at every batch, until stopped.
 
 A query that fails starts again where the fault may pass, and leaves out the records that it has written already; a
 batch over which a worker dies twice is run alert by alert. What no restart mends stops the job.
@@ -11,39 +11,39 @@ import os
 import threading
 import time
 from collections import Counter
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, suppress
-from dataclasses import replace
 from datetime import UTC, datetime
 
 from py4j.protocol import Py4JError
 from pyspark.sql import DataFrame, SparkSession
 
-from broker import checkpoint, excess, job, registry, retention, session, sources
-from broker import model as models
+from broker import checkpoint, excess, job, retention, session, sources
 from broker.config import Config, Source, kafka_options, spark_kafka_options
-from broker.delivery import topics_of
 from broker.drain import drain
-from broker.errors import BrokerError, ConfigError, KafkaError, RejectionError
-from broker.health import Health
+from broker.errors import BrokerError, KafkaError, RejectionError
+from broker.health import Health, SourceHealth
 from broker.imprint import imprint, take_over
 from broker.java import java
-from broker.learning import WAITING, Learner, put_back
+from broker.learning import WAITING, Learner
 from broker.ledger import Balance, Gap, Span, compare, log_line
-from broker.ledger_topic import ROWS_KEPT_MS, LedgerTopic
-from broker.leftovers import Notes, count_partitions, find_written
+from broker.ledger_topic import LedgerTopic
+from broker.leftovers import Notes, check_ends
 from broker.lock import Lock
-from broker.outlets import filters
+from broker.nights import Held, Nights, check_start
+from broker.outputs import Outputs
+from broker.recovery import Recovery
 from broker.rejections import Rejections, recent
 from broker.signals import heard
 from broker.stream import Stream
-from broker.supervise import Budget, Fault, Seldom, judge
-from broker.topics import answers, check_topics, find_cluster, find_holes, find_missing, require_topics, wait_for_kafka
+from broker.supervise import Budget, judge
+from broker.topics import answers, find_cluster, find_holes, require_topics, wait_for_kafka
 
 _log = logging.getLogger(__name__)
 
 POLL_S = 0.1
-MISSING_S = 5.0  # a topic that is gone so long is gone, and not a cluster that is only coming up
+THREADS = 32  # made as they are needed: for the registry, the look for nights, and each stream that is to start again
 
 
 class Service:
@@ -56,45 +56,49 @@ class Service:
         self.answered: Counter[str] = Counter()  # verdicts by "status/reason" so far
         self._kafka = kafka_options(config)
         self._spark_kafka = spark_kafka_options(config)
-        further = topics_of(config.outlets, {source.name: source.survey for source in config.sources})
-        self._outputs = (config.output.classifications, config.output.dead_letters, *further)
+        self._outputs = Outputs(config, self._kafka)
         self._health = Health(config.service.health_file)
         self._was_asked = False
         self._learner = Learner(config) if config.registry.url else None
+        self._recovery = Recovery(config, self._kafka, self._outputs, self.stopping)
+        self._nights = [Nights(source, self._kafka) for source in config.sources if source.is_live]
 
     def run(self) -> Counter[str]:
         """Runs until stopped (or done); verdicts by "status/reason". Raises BrokerError where something failed."""
         for source in self.config.sources:
-            _check_start(source)
+            check_start(source)
         with ExitStack() as stack:
-            locks = [stack.enter_context(Lock(source.checkpoint)) for source in self.config.sources]
+            locks = {s.name: stack.enter_context(Lock(s.checkpoint)) for s in self.config.sources}
             stack.enter_context(self._health)
             # What is wrong on this machine is told before Kafka is waited for.
             java()
-            filters.check(self.config.outlets, models.load(models.find(self.config.model.name)).card)
+            job.check_outlets(self.config)
             wait_for_kafka(self._kafka, self.config.kafka.startup_timeout_s)
             if self._learner:
                 self._learner.begin()
             streams = self._streams()
             stack.enter_context(heard(self._hear))
-            pool = stack.enter_context(ThreadPoolExecutor(len(streams) + 1))  # one for the registry
+            pool = stack.enter_context(ThreadPoolExecutor(THREADS))
             stack.callback(self.stopping.set)  # whatever happens, so that the pool's work ends
             searches = self._search(pool, streams, locks)
-            spark = self._spark(stack, locks)
+            spark = self._spark(stack, list(locks.values()))
             for search in searches:
                 search.result()
             if self.stopping.is_set():
                 return self.answered
-            lately = {stream.name: recent(stream.source.checkpoint, self.config.limits) for stream in streams}
+            lately = {stream.label: recent(stream.source.checkpoint, self.config.limits) for stream in streams}
             since = min((c.planned_at_ms for found in lately.values() for c in found), default=int(time.time() * 1000))
-            names = [stream.name for stream in streams]
+            names = [source.name for source in self.config.sources]
             ledger = stack.enter_context(LedgerTopic(self._kafka, self.config.output.ledger, names, since))
+            notes = self._recovery.notes = Notes(self._kafka, self._outputs.names)
             for stream in streams:
-                self._check_last(stream, lately[stream.name], ledger)
-            stack.enter_context(Notes(self._kafka, self._outputs, [stream.source.checkpoint for stream in streams]))
+                self._check_last(stream, lately[stream.label], ledger)
+                notes.add(stream.source.checkpoint)
+            stack.enter_context(notes)
             for stream in streams:
                 self._start(spark, stream)
-            _log.info("running: %s", ", ".join(f"{s.name} ({', '.join(s.source.topics)})" for s in streams))
+            told = ", ".join(f"{s.label} ({', '.join(s.source.topics)})" for s in streams)
+            _log.info("running: %s", told or "no query yet")
             self.started.set()
             try:
                 self._watch(spark, pool, streams, ledger)
@@ -113,38 +117,15 @@ class Service:
         self._was_asked = True
         self.stopping.set()
 
-    def _search(self, pool: ThreadPoolExecutor, streams: list[Stream], locks: list[Lock]) -> list[Future[None]]:
+    def _search(self, pool: ThreadPoolExecutor, streams: list[Stream], locks: Mapping[str, Lock]) -> list[Future[None]]:
         """Look for what unfinished batches have written, which takes 5 s at least, while Spark starts."""
 
         def search(stream: Stream, lock: Lock) -> None:
             lock.wait_for_jvm()
-            self._look_for_expired(stream)
-            self._leave_out(stream)
+            self._recovery.look_for_expired(stream)
+            self._recovery.leave_out(stream)
 
-        return [pool.submit(search, stream, lock) for stream, lock in zip(streams, locks, strict=True)]
-
-    def _look_for_expired(self, stream: Stream) -> None:
-        """Stop, or book it and go on, where alerts were deleted before they were read. Raises BrokerError."""
-        gaps = retention.find_expired(self._kafka, stream.source)
-        if gaps and stream.source.on_data_loss == "stop":
-            raise retention.refuse(stream.source, gaps)
-        if gaps:
-            planned, last = checkpoint.planned_spans(stream.source.checkpoint), stream.committed()
-            batch = planned[0] if planned else last.batch + 1 if last else 0
-            _log.warning("%s: deleted before they were read, goes on behind: %s", stream.name, retention.tell(gaps))
-            self._book(stream, batch, gaps)
-
-    def _book(self, stream: Stream, batch: int, gaps: list[Gap]) -> None:
-        model = stream.assignment.passport.model
-        retention.book(self._kafka, self.config.output.ledger, stream.source, batch, model, gaps)
-
-    def _leave_out(self, stream: Stream) -> None:
-        """Have the next query leave out what an unfinished batch has written."""
-        model = stream.assignment.passport.model
-        further = (topic for outlet in stream.assignment.outlets for topic in outlet.topics.values())
-        outputs = (*self._outputs[:2], *further)
-        written = find_written(self._kafka, stream.source, outputs, model, self.stopping)
-        stream.assignment = replace(stream.assignment, written=written)
+        return [pool.submit(search, stream, locks[stream.source.name]) for stream in streams]
 
     def _spark(self, stack: ExitStack, locks: list[Lock]) -> SparkSession:
         """The session, whose JVM holds the locks until it has stopped."""
@@ -158,30 +139,32 @@ class Service:
         return spark
 
     def _streams(self) -> list[Stream]:
-        """Topics checked, one stream per source."""
-        output, upkeep = self.config.output, self.config.service
-        require_topics(self._kafka, [t for s in self.config.sources for t in s.topics])
-        limits = check_topics(
-            self._kafka,
-            [*output.topics, *self._outputs[2:]],
-            create=output.create_topics,
-            partitions=output.partitions,
-            max_message_bytes=output.max_message_bytes,
-            kept_ms={output.ledger: ROWS_KEPT_MS},
-        )
-        counts = count_partitions(self._kafka, self._outputs[2:])
-        streams, cluster = [], find_cluster(self._kafka)
-        for source in self.config.sources:
-            assignment = job.assign(self.config, source, limits, counts)
-            take_over(source.checkpoint, imprint(source, output.topics, cluster, assignment.passport))
-            budget = Budget(upkeep.restarts, upkeep.restart_window_s)
-            streams.append(
-                Stream(source, limits, assignment, budget, Rejections(self.config.limits, assignment.uncounted))
-            )
-            self._health.sources[source.name] = streams[-1].health
-            if source.on_data_loss == "stop":
-                self._look_for_expired(streams[-1])
+        """Topics checked, one stream per source, or per night of it that is there now."""
+        now, fixed = datetime.now(UTC), [source for source in self.config.sources if not source.is_live]
+        require_topics(self._kafka, [topic for source in fixed for topic in source.topics])
+        held = [nights.ask(now) for nights in self._nights]
+        for nights, topics in zip(self._nights, held, strict=True):
+            nights.begin(topics)
+        for source in (*fixed, *(night for nights in self._nights for night in nights.unfinished())):
+            check_ends(self._kafka, source, self._outputs.names)
+        self._outputs.open([topic for topics in (*(s.topics for s in fixed), *held) for topic in topics])
+        self._cluster = find_cluster(self._kafka)
+        streams = [self._stream(source, source.name) for source in fixed]
+        for nights, topics in zip(self._nights, held, strict=True):
+            streams += self._open(nights, topics, now)
+        for stream in streams:
+            if stream.source.on_data_loss == "stop":
+                self._recovery.look_for_expired(stream)
         return streams
+
+    def _stream(self, source: Source, label: str) -> Stream:
+        assignment = self._outputs.assign(source)
+        take_over(source.checkpoint, imprint(source, self.config.output.topics, self._cluster, assignment.passport))
+        budget = Budget(self.config.service.restarts, self.config.service.restart_window_s)
+        rejections = Rejections(self.config.limits, assignment.uncounted)
+        stream = Stream(source, label, self._outputs.limits, assignment, budget, rejections)
+        self._health.sources[label] = stream.health
+        return stream
 
     def frames(self, spark: SparkSession, source: Source) -> DataFrame:
         """Rows of a source (sources.FRAME_COLUMNS); the books are held against Kafka's offsets, not against these."""
@@ -201,21 +184,40 @@ class Service:
         while not self.stopping.wait(POLL_S):
             for stream in streams:
                 self._turn(spark, pool, stream, ledger)
-            if self._learner and (fresh := self._learner.look(pool)):
-                self._take_up(spark, pool, streams, ledger)
-                pool.submit(put_back, self.config, fresh, self.stopping)
+            self._look_around(spark, pool, streams, ledger)
             self._health.tell()
             if self.once and all(stream.health.state == "done" for stream in streams):
                 break
         self._health.tell("draining")
-        drain(spark, {s.name: s.query for s in streams if s.query is not None and s.recovery is None})
+        drain(spark, {s.label: s.query for s in streams if s.query is not None and s.recovery is None})
         for stream in streams:
             self._check_books(stream, ledger)
-        if unchecked := [stream.name for stream in streams if not stream.health.balanced]:
+        if unchecked := [stream.label for stream in streams if not stream.health.balanced]:
             told = f"{', '.join(unchecked)}: the books of the last batch aren't checked: the next start does it"
             if self.once:
                 raise KafkaError(told)
             _log.warning("%s", told)
+        elif self.once and not self.stopping.is_set():
+            for nights in self._nights:
+                for topic in nights.to_close(nights.ask(now := datetime.now(UTC)), now, quiet_s=0):
+                    nights.finish(topic, now)
+
+    def _look_around(
+        self, spark: SparkSession, pool: ThreadPoolExecutor, streams: list[Stream], ledger: LedgerTopic
+    ) -> None:
+        """Take up what is new: writer schemas, topics of outlets, nights."""
+        if self._learner:
+            news = self._learner.look(pool)
+            if news.fresh:
+                mine = [stream for stream in streams if stream.source.survey == "lsst"]
+                self._take_up(spark, pool, mine, ledger, "the new schemas")
+            if news.ready:
+                pool.submit(self._learner.put_back, news.ready, self.stopping)
+        if self._outputs.look(pool):
+            mine = [stream for stream in streams if stream.source.survey in self._outputs.by_night]
+            self._take_up(spark, pool, mine, ledger, "the topics of the nights")
+        if not self.once:
+            self._follow(spark, pool, streams, ledger)
 
     def _turn(self, spark: SparkSession, pool: ThreadPoolExecutor, stream: Stream, ledger: LedgerTopic) -> None:
         """A look at one stream: its books, whether its query has failed, whether a failed one may start again."""
@@ -229,96 +231,82 @@ class Service:
                 if failure is None:
                     stream.health.state = "done"
                 else:
-                    self._failed(pool, stream, judge(str(failure)))
+                    self._recovery.after(pool, stream, judge(str(failure)))
         elif stream.recovery.done():
             recovery, stream.recovery = stream.recovery, None
             try:
                 recovery.result()
             except KafkaError as error:
-                self._failed(pool, stream, judge(str(error)))
+                self._recovery.after(pool, stream, judge(str(error)))
                 return
             if not self.stopping.is_set():
                 self._start(spark, stream)
 
     def _take_up(
-        self, spark: SparkSession, pool: ThreadPoolExecutor, streams: list[Stream], ledger: LedgerTopic
+        self, spark: SparkSession, pool: ThreadPoolExecutor, mine: list[Stream], ledger: LedgerTopic, what: str
     ) -> None:
-        """Start the queries of LSST again, between two batches, with a branch for each writer schema that is new."""
-        mine = [stream for stream in streams if stream.source.survey == "lsst"]
+        """Start these queries again, between two batches, with writer schemas and topics as they are known by now."""
         for stream in mine:
-            stream.assignment = replace(stream.assignment, learnt=registry.learnt())
-        running = {s.name: s for s in mine if s.query is not None and s.query.isActive and s.recovery is None}
+            self._recovery.renew(stream)
+        running = {s.label: s for s in mine if s.query is not None and s.query.isActive and s.recovery is None}
         since = time.monotonic()
         is_clean = drain(spark, {name: stream.query for name, stream in running.items() if stream.query is not None})
         for name, stream in running.items():
             self._check_books(stream, ledger)
             if is_clean:
                 self._start(spark, stream)
-                _log.info("%s: its query knows the new schemas after a pause of %.1f s", name, time.monotonic() - since)
+                _log.info("%s: its query knows %s after a pause of %.1f s", name, what, time.monotonic() - since)
             else:
-                stream.recovery = pool.submit(self._recover, stream, 0.0)
+                self._recovery.prepare(pool, stream)
 
-    def _failed(self, pool: ThreadPoolExecutor, stream: Stream, fault: Fault) -> None:
-        """Have the query start again in a while; raises BrokerError where that is of no use, or was done too often."""
-        if fault.kind == "lasting":
-            raise BrokerError(f"source {stream.name!r}: the query failed: {fault.cause}. {fault.advice}")
-        planned = checkpoint.planned_spans(stream.source.checkpoint)
-        if fault.kind == "worker" and planned is not None:
-            self._suspect(stream, *planned, fault.cause)
-            wait_s = 0.0
-        else:
-            allowed = stream.budget.spend()
-            if allowed is None:
-                raise BrokerError(
-                    f"source {stream.name!r}: the query failed again, after its restarts ({stream.budget}): "
-                    f"{fault.cause}. Mend the cause, then start again; 'restarts' and 'restart_window_s' of [service] "
-                    "say how often is too often"
-                )
-            wait_s = allowed
-            told = (stream.name, stream.budget, wait_s, fault.cause)
-            _log.warning("%s: the query failed; restart %s follows in %g s: %s", *told)
-        stream.health.state, stream.health.cause = "restarting", fault.cause
-        stream.health.restarts += 1
-        stream.recovery = pool.submit(self._recover, stream, wait_s)
+    # --- nights -------------------------------------------------------------------------------------------------------
 
-    def _suspect(self, stream: Stream, batch: int, batch_spans: list[Span], cause: str) -> None:
-        """A worker died over a planned batch: once may be chance, after the second time each alert runs alone."""
-        name = stream.name
-        stream.failures[batch] += 1
-        if stream.failures[batch] > 2:
-            raise BrokerError(f"source {name!r}, batch {batch}: failed again, alert by alert: {cause}")
-        _log.warning("%s batch %d: a worker failed (%d): %s", name, batch, stream.failures[batch], cause)
-        if stream.failures[batch] == 2:
-            stream.alone = [Gap(s.topic, s.partition, s.first, s.last_exclusive - 1) for s in batch_spans]
-            _log.warning("%s batch %d: runs again alert by alert, to find the one that kills its reader", name, batch)
+    def _open(self, nights: Nights, held: Held, now: datetime) -> list[Stream]:
+        """Streams of the nights that are to get one."""
+        name = nights.source.name
+        streams = [self._stream(source, f"{name}/{source.topics[0]}") for source in nights.to_open(held, now)]
+        if nights.open:
+            self._health.sources.pop(name, None)
+        elif name not in self._health.sources:
+            self._health.sources[name] = SourceHealth("waiting")
+            _log.info("%s: no night is open; waits for %s", name, nights.next_topics(now))
+        return streams
 
-    def _recover(self, stream: Stream, wait_s: float) -> None:
-        """What comes before a restart, in a thread: wait, for Kafka too, see what is there and what is written."""
-        if self.stopping.wait(wait_s) or not self._is_kafka_back(stream):
-            return
-        topics = [*stream.source.topics, *self.config.output.topics]
-        missing = find_missing(self._kafka, topics)
-        if missing and not self.stopping.wait(MISSING_S) and (missing := find_missing(self._kafka, topics)):
-            raise BrokerError(
-                f"source {stream.name!r}: the query failed, and Kafka lacks the topic {', '.join(missing)} (or hides "
-                "it from this login). Let this login see it, or make it again, then start again. What was on a topic "
-                "that was deleted is gone: to answer those alerts once more, start with a new checkpoint and a 'start'"
-            )
-        self._look_for_expired(stream)
-        self._leave_out(stream)
+    def _follow(
+        self, spark: SparkSession, pool: ThreadPoolExecutor, streams: list[Stream], ledger: LedgerTopic
+    ) -> None:
+        """Start a query for each night whose topic has come, and end those of nights that are done."""
+        for nights in self._nights:
+            held = nights.look(pool, now := datetime.now(UTC))
+            if held is None:
+                continue
+            for stream in self._open(nights, held, now):
+                last = stream.committed()
+                stream.checked = -1 if last is None else last.batch  # before it was done
+                self._recovery.prepare(pool, stream)
+                streams.append(stream)
+                _log.info("%s: opened", stream.label)
+            done = nights.to_close(held, now)
+            for stream in [s for s in streams if s.source.name == nights.source.name and s.source.topics[0] in done]:
+                if self._close(spark, pool, stream, ledger):
+                    streams.remove(stream)
+                    nights.finish(stream.source.topics[0], now)
+                    quiet_s = stream.source.night_quiet_s
+                    _log.info("%s: done: over, and nothing was left to read for %g s", stream.label, quiet_s)
 
-    def _is_kafka_back(self, stream: Stream) -> bool:
-        """Waits for Kafka; False where the job is to end first. Raises BrokerError once it has waited too long."""
-        since, seldom = time.monotonic(), Seldom(60.0)
-        while (reason := answers(self._kafka)) is not None:
-            now, limit_s = time.monotonic(), self.config.service.kafka_away_s
-            if now - since > limit_s:
-                raise BrokerError(f"source {stream.name!r}: Kafka has been away for {limit_s:g} s: {reason}")
-            if seldom("away"):
-                _log.warning("%s: waits for Kafka, for %.0f s now: %s", stream.name, now - since, reason)
-            if self.stopping.wait(1.0):
-                return False
-        return not self.stopping.is_set()
+    def _close(self, spark: SparkSession, pool: ThreadPoolExecutor, stream: Stream, ledger: LedgerTopic) -> bool:
+        """End the query of a night that is over; False where that has to be tried again."""
+        if stream.recovery is not None or stream.query is None:
+            return False
+        if not drain(spark, {stream.label: stream.query}):
+            self._recovery.prepare(pool, stream)
+            return False
+        self._check_books(stream, ledger)
+        if stream.health.balanced:
+            if self._recovery.notes:
+                self._recovery.notes.remove(stream.source.checkpoint)
+            del self._health.sources[stream.label]
+        return stream.health.balanced
 
     # --- books --------------------------------------------------------------------------------------------------------
 
@@ -335,23 +323,21 @@ class Service:
             for one in late:
                 balance = self._balance(stream, one.batch, one.spans, ledger)
                 self.answered.update(balance.counts)
-                if self._learner and balance.counts.get(f"rejected/{WAITING}"):
-                    self._learner.wait_for(one.planned_at_ms)
                 durations, lag = stream.report(one.batch)
                 health.batch, health.committed_at, health.lag = one.batch, datetime.now(UTC).isoformat(), lag
-                _log.info("%s", log_line(stream.name, one.batch, balance, durations, lag))
+                _log.info("%s", log_line(stream.label, one.batch, balance, durations, lag))
                 self._limit(stream, one, balance)
             health.balanced = True
         except KafkaError as error:
             if judge(str(error)).kind == "lasting":
                 raise
             if health.balanced:
-                _log.warning("%s: books can't be checked now, and will be: %s", stream.name, error)
+                _log.warning("%s: books can't be checked now, and will be: %s", stream.label, error)
             health.balanced = False
 
     def _balance(self, stream: Stream, batch: int, batch_spans: list[Span], ledger: LedgerTopic) -> Balance:
         """The books of one batch; raises LedgerError unless they balance."""
-        rows = ledger.rows_of(stream.name, batch, checkpoint.query_id(stream.source.checkpoint))
+        rows = ledger.rows_of(stream.source.name, batch, checkpoint.query_id(stream.source.checkpoint))
         balance = compare(batch_spans, rows)
         if balance.missing:
             booked = [Gap(row.topic, row.partition, *run) for row in rows for run in row.expired]
@@ -360,9 +346,9 @@ class Service:
             balance = balance.with_holes(find_holes(self._kafka, balance.missing))
         if balance.missing and stream.source.on_data_loss == "go_on":
             expired = retention.expired_of(self._kafka, balance.missing)
-            self._book(stream, batch, expired)
+            self._recovery.book(stream, batch, expired)
             balance = balance.with_expired(expired)
-        balance.check(stream.name, batch)
+        balance.check(stream.label, batch)
         stream.checked = batch
         return balance
 
@@ -370,24 +356,18 @@ class Service:
         """Before the start: the newest committed batch must balance, and not too much be rejected up to it."""
         query = checkpoint.query_id(stream.source.checkpoint) if lately else ""
         for earlier in lately[:-1]:
-            rows = ledger.rows_of(stream.name, earlier.batch, query)
+            rows = ledger.rows_of(stream.source.name, earlier.batch, query)
             stream.rejections.add(compare(earlier.spans, rows).rows, earlier.planned_at_ms)
         for last in lately[-1:]:
             self._limit(stream, last, self._balance(stream, last.batch, last.spans, ledger))
 
     def _limit(self, stream: Stream, committed: checkpoint.Committed, balance: Balance) -> None:
-        """Raise RejectionError where too much is rejected, with what the letters have in common."""
+        """Raise RejectionError where too much is rejected, with what the letters have in common; tell the learner."""
+        if self._learner and balance.counts.get(f"rejected/{WAITING}"):
+            self._learner.wait_for(committed.planned_at_ms)
         found = stream.rejections.add(balance.rows, committed.planned_at_ms)
         if found is not None:
-            raise RejectionError(excess.tell(self.config, stream.name, committed.batch, found))
-
-
-def _check_start(source: Source) -> None:
-    if source.start is None and not checkpoint.has_offsets(source.checkpoint):
-        raise ConfigError(
-            f"source {source.name!r}: the checkpoint {source.checkpoint} is new, so 'start' must be given: 'earliest', "
-            "'latest' or a time such as 2026-11-20T00:00:00Z (Spark would silently begin at the latest alert)"
-        )
+            raise RejectionError(excess.tell(self.config, stream.source.name, committed.batch, found))
 
 
 def _stop(spark: SparkSession) -> None:

@@ -1,9 +1,13 @@
 """Types of settings that several tables of a config file share."""
 
 import re
+from datetime import date
 from typing import Annotated
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field
+
+from broker.night_names import NIGHT, topic_of
 
 # Strict: TOML has types of its own, so the text "4" or a `true` where a number belongs is a slip, not a spelling.
 Bool = Annotated[bool, Field(strict=True)]
@@ -30,9 +34,24 @@ def check_topic(topic: str) -> str:
     if not _TOPIC.fullmatch(topic) or topic in (".", ".."):
         raise ValueError(
             "is not a topic name (letters, digits, '.', '_', '-', at most 249). Patterns are refused: brokers keep "
-            "advertising dead topics and a checkpoint fails once a matched topic is gone; list the names, one per night"
+            "advertising dead topics and a checkpoint fails once a matched topic is gone; list the names, or write "
+            f"{NIGHT} for the date of a topic per night"
         )
     return topic
+
+
+def check_topics(topics: tuple[str, ...]) -> tuple[str, ...]:
+    """Topics to be read, all of them by their names or all of them one per night. Raises ValueError."""
+    for topic in topics:
+        try:
+            check_topic(topic_of(topic, date.max) if topic.count(NIGHT) == 1 else topic)
+        except ValueError as error:
+            raise ValueError(f"has {topic!r}, which {error}") from None
+    if len(set(topics)) < len(topics):
+        raise ValueError("names a topic twice")
+    if len({NIGHT in topic for topic in topics}) > 1:
+        raise ValueError(f"has topics with {NIGHT} and others; make two sources of them, each with its checkpoint")
+    return topics
 
 
 def check_slug(name: str) -> str:
@@ -40,3 +59,15 @@ def check_slug(name: str) -> str:
     if not _SLUG.fullmatch(name):
         raise ValueError("needs small letters, digits, '-' and '_', and starts with a letter or digit")
     return name
+
+
+def check_address(url: str | None) -> str | None:
+    """The address of a registry, if it is one. Raises ValueError."""
+    if url is None:
+        return None
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError(f"needs http://HOST:PORT or https://HOST, and its path; {url!r} is not one")
+    if parts.username or parts.password:
+        raise ValueError("has a login in it; a registry is asked without one")
+    return url.rstrip("/")

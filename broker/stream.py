@@ -1,4 +1,4 @@
-"""One source of a running job: its query, what is known of its batches, and what becomes of it after a failure."""
+"""One source of a running job, or a night of one: its query, its batches, what becomes of it after a failure."""
 
 from __future__ import annotations
 
@@ -25,9 +25,13 @@ REPORT_TRIES = 10
 
 @dataclass
 class Stream:
-    """One source, its query and its books. recovery: what has to be done before its query starts again."""
+    """One source, its query and its books. recovery: what has to be done before its query starts again.
+
+    label: what it is called in the log and the health file; the source's name, with the topic where that is a night's.
+    """
 
     source: Source
+    label: str
     limits: dict[str, int]
     assignment: Assignment
     budget: Budget
@@ -39,15 +43,10 @@ class Stream:
     checked: int = -1
     health: SourceHealth = field(default_factory=SourceHealth)
 
-    @property
-    def name(self) -> str:
-        """The source's."""
-        return self.source.name
-
     def start(self, rows: DataFrame, options: dict[str, str], once: bool) -> None:
         """Start its query over finished rows. options: of the Kafka sink."""
         writer = rows.writeStream.format("kafka").options(**options, **_sink_options(self.limits))
-        writer = writer.option("checkpointLocation", str(self.source.checkpoint)).queryName(self.name)
+        writer = writer.option("checkpointLocation", str(self.source.checkpoint)).queryName(self.label)
         self.query = (writer.trigger(availableNow=True) if once else writer).start()
         self.health.state = "running"
 

@@ -29,6 +29,7 @@ _LASTING = {
     "authorization failed": "Grant the login that right (docs/operating.md, Topics), then start again",
     "AuthenticationException": "Correct the login (the environment variables named in [kafka]), then start again",
     "Authentication fail": "Correct the login (the environment variables named in [kafka]), then start again",
+    "InvalidTimestampException": "Set the clock of this machine, or Kafka's: they are an hour apart or more",
     "No space left on device": "Free space on this machine, then start again",
     "Multiple streaming queries are concurrently using": "Another job writes to the checkpoint: stop that one",
     "CONCURRENT_STREAM_LOG_UPDATE": "Another job writes to the checkpoint: stop that one",

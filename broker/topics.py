@@ -69,7 +69,7 @@ def answers(options: Mapping[str, str], timeout_s: float = 2.0) -> str | None:
 def find_cluster(options: Mapping[str, str]) -> str:
     """The cluster's id, which it keeps for life. Raises KafkaError."""
     try:
-        return str(_admin(options).list_topics(timeout=TIMEOUT_S).cluster_id)
+        return str(admin_of(options).list_topics(timeout=TIMEOUT_S).cluster_id)
     except KafkaException as error:
         raise KafkaError(f"Kafka at {options['bootstrap.servers']} does not tell its id: {reason(error)}") from error
 
@@ -88,7 +88,7 @@ def check_topics(
     KafkaError names the missing ones, each with the command that makes it.
     """
     names = list(dict.fromkeys(names))
-    admin = _admin(options)
+    admin = admin_of(options)
     missing = find_missing(options, names)
     settings: dict[str, dict[str, str]] = {name: {} for name in missing}
     for name in missing:
@@ -118,12 +118,17 @@ def require_topics(options: Mapping[str, str], names: Iterable[str]) -> None:
 
 def find_missing(options: Mapping[str, str], names: Iterable[str]) -> list[str]:
     """Those of `names` that this login can't see."""
+    known = list_topics(options)
+    return [name for name in dict.fromkeys(names) if name not in known]
+
+
+def list_topics(options: Mapping[str, str]) -> set[str]:
+    """All topics that this login can see. Raises KafkaError."""
     try:
         # All topics: asking for one by name creates it where brokers allow that.
-        known = _admin(options).list_topics(timeout=TIMEOUT_S).topics
+        return set(admin_of(options).list_topics(timeout=TIMEOUT_S).topics)
     except KafkaException as error:
         raise KafkaError(f"topics of {options['bootstrap.servers']} can't be listed: {reason(error)}") from error
-    return [name for name in dict.fromkeys(names) if name not in known]
 
 
 class Reach(NamedTuple):
@@ -152,7 +157,7 @@ class EndOffsets:
         with open_consumer(options) as consumer:
             places = [TopicPartition(topic, p) for topic in topics for p in reaches(consumer, topic)]
         self._wanted = {place: OffsetSpec.latest() for place in places}  # type: ignore[no-untyped-call]
-        self._admin = _admin(options)
+        self._admin = admin_of(options)
 
     def now(self, timeout_s: float = TIMEOUT_S) -> dict[str, dict[int, int]]:
         """End offset (of what is replicated) by topic and partition. Raises KafkaError."""
@@ -284,7 +289,7 @@ class _NotYetError(Exception):
 def _reach_out(options: Mapping[str, str], timeout_s: float) -> None:
     """One attempt. It ends with the first fault that librdkafka reports: its own call goes on trying until the end."""
     faults: list[Fault] = []
-    admin = _admin({**options, "error_cb": faults.append})
+    admin = admin_of({**options, "error_cb": faults.append})
     deadline = time.monotonic() + timeout_s
     while True:
         try:
@@ -303,7 +308,8 @@ def _reach_out(options: Mapping[str, str], timeout_s: float) -> None:
             raise _NotYetError(faults[0].str() if faults else reason(error)) from error
 
 
-def _admin(options: Mapping[str, Any]) -> AdminClient:
+def admin_of(options: Mapping[str, Any]) -> AdminClient:
+    """A client for questions to the cluster. Raises ConfigError for a setting that librdkafka refuses."""
     try:
         return AdminClient({key: value for key, value in _quiet(options).items() if key != "group.id"})
     except KafkaException as error:

@@ -19,14 +19,17 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
 
 from generate import LABELS, generated  # noqa: E402
+from registry_server import RegistryServer  # noqa: E402
 from running import Alert, broker, send, topics_of, write_config  # noqa: E402
 from samples import whole  # noqa: E402
 
 from broker.embedded import EmbeddedKafka  # noqa: E402
+from broker.outlets.fastdb import MORE_BYTES  # noqa: E402
 from broker.topics import read_all  # noqa: E402
 
 HERE = ROOT / "conformance"
 KINDS = {"json": "json", "lasair": "anno_t2b", "hop": "hop", "elasticc": "elasticc", "fink-ai": "fink_ai_t2b"}
+MAX_ALERT_BYTES = 4_194_304
 POISON = (None, b"", b"junk", b"Obj\x01", b"\x00\x00\x00\x30\x39")
 Counts = dict[str, int]
 
@@ -34,8 +37,8 @@ Counts = dict[str, int]
 def alerts_of(survey: str, n: int) -> list[Alert]:
     """Every sample, then made-up alerts up to n; each fiftieth message is poison beside them."""
     found = [s.data for s in whole(survey)][:n]
-    label = LABELS[survey][-1]
-    found += generated(survey, label, n - len(found), seed=7)
+    found += generated(survey, LABELS[survey][-1], (n - len(found)) // 2, seed=7)
+    found += generated(survey, LABELS[survey][0], n - len(found), seed=8)
     alerts: list[Alert] = []
     for i, value in enumerate(found):
         if i % 50 == 0:
@@ -49,6 +52,8 @@ def outlets(survey: str) -> str:
     topics = {kind: f"{topic}_{survey}" for kind, topic in KINDS.items()}
     if survey != "elasticc":
         topics["fink"] = f"fink_t2b_{survey}"
+    if survey == "lsst":
+        topics["fastdb"] = "fastdb"
     text = ""
     for kind, topic in topics.items():
         text += f'[[outlet]]\nname = "{kind}-{survey}"\nkind = "{kind}"\ntopic = "{topic}"\nsources = ["{survey}"]\n'
@@ -57,14 +62,17 @@ def outlets(survey: str) -> str:
     return text
 
 
-def run_job(kafka: EmbeddedKafka, folder: Path, surveys: list[str], n: int) -> None:
+def run_job(kafka: EmbeddedKafka, registry: str, folder: Path, surveys: list[str], n: int) -> None:
     """All alerts of all surveys through one job, to its end."""
     sources: list[dict[str, object]] = []
     kafka.create_topics({f"{survey}-in": 2 for survey in surveys})
     for survey in surveys:
         send(kafka, f"{survey}-in", alerts_of(survey, n), 2)
-        sources.append({"name": survey, "survey": survey, "topics": [f"{survey}-in"]})
-    settings = {**topics_of("all"), "create_topics": True, "partitions": 3}
+        sources.append(
+            {"name": survey, "survey": survey, "topics": [f"{survey}-in"], "max_alert_bytes": MAX_ALERT_BYTES}
+        )
+    settings = {**topics_of("all"), "create_topics": True, "partitions": 3, "registry": registry}
+    settings["max_message_bytes"] = MAX_ALERT_BYTES + MORE_BYTES
     config = write_config(folder, kafka.bootstrap_servers, sources, settings)
     config.write_text(config.read_text() + "".join(map(outlets, surveys)))
     done = broker("run", "--config", config, "--once", timeout_s=900)
@@ -108,13 +116,20 @@ def written(servers: str, topic: str) -> list[tuple[bytes, ...]]:
     return [(message.key() or b"",) for message in read_all({"bootstrap.servers": servers}, topic)]
 
 
-def read_back(pythons: dict[str, Path], servers: str, survey: str, folder: Path) -> Counts:
+def plain(pythons: dict[str, Path], servers: str, registry: str, topics: dict[str, str]) -> Counts:
+    """What the plain readers have read, by kind."""
+    asked = [f"{kind}={topic}" for kind, topic in topics.items()]
+    found: Counts = json.loads(
+        client(pythons["plain"], HERE / "client_plain.py", servers, ROOT / "schemas", registry, *asked)
+    )
+    return found
+
+
+def read_back(pythons: dict[str, Path], servers: str, registry: str, survey: str, folder: Path) -> Counts:
     """What each client has read of a survey."""
     topics = {kind: f"{topic}_{survey}" for kind, topic in KINDS.items()}
-    plain = [f"{kind}={topics[kind]}" for kind in ("json", "lasair", "elasticc")]
-    found: Counts = json.loads(
-        client(pythons["plain"], HERE / "client_plain.py", servers, ROOT / "schemas" / "output", *plain)
-    )
+    asked = {kind: topics[kind] for kind in ("json", "lasair", "elasticc")} | {"container": topics["hop"]}
+    found = plain(pythons, servers, registry, asked | ({"fastdb": "fastdb"} if survey == "lsst" else {}))
     found |= json.loads(client(pythons["hop"], HERE / "client_hop.py", servers, topics["hop"]).splitlines()[-1])
     if survey != "elasticc":
         fink = f"fink_t2b_{survey}"
@@ -129,6 +144,9 @@ def due(servers: str, survey: str) -> Counts:
     """What each client has to read: the records of its topic (files that are saved: its sources)."""
     n = {kind: len(written(servers, f"{topic}_{survey}")) for kind, topic in KINDS.items()}
     wanted = {"json": n["json"], "lasair": n["lasair"], "elasticc": n["elasticc"], "hop-client": n["hop"]}
+    wanted["container"] = n["hop"]
+    if survey == "lsst":
+        wanted["fastdb"] = len(written(servers, "fastdb"))
     if survey != "elasticc":
         fink = len(written(servers, f"fink_t2b_{survey}"))
         alerts = [json.loads(m.value() or b"") for m in read_all({"bootstrap.servers": servers}, f"json_{survey}")]
@@ -147,19 +165,19 @@ def main() -> int:
     asked = options.parse_args()
     pythons = {name: asked.environments / name / "bin" / "python" for name in ("fink", "hop", "plain")}
     surveys, is_fine = asked.surveys.split(","), True
-    with tempfile.TemporaryDirectory() as scratch, EmbeddedKafka() as kafka:
+    with tempfile.TemporaryDirectory() as scratch, EmbeddedKafka() as kafka, RegistryServer() as registry:
         folder, servers = Path(scratch), kafka.bootstrap_servers
-        run_job(kafka, folder, surveys, asked.alerts)
+        run_job(kafka, registry.url, folder, surveys, asked.alerts)
         for survey in surveys:
-            found, wanted = read_back(pythons, servers, survey, folder), due(servers, survey)
+            found, wanted = read_back(pythons, servers, registry.url, survey, folder), due(servers, survey)
             for name in wanted:
                 is_right = found.get(name) == wanted[name] > 0
                 is_fine &= is_right
                 print(f"{survey:9} {name:18} {found.get(name, 0):6} of {wanted[name]:6} {'' if is_right else 'WRONG'}")
-        plain = (HERE / "client_plain.py", servers, ROOT / "schemas" / "output", "native=all-classifications")
-        n = json.loads(client(pythons["plain"], *plain))["native"]
-        is_fine &= n == len(written(servers, "all-classifications"))
-        print(f"{'all':9} {'native, fastavro':18} {n:6}")
+        n = plain(pythons, servers, registry.url, {"frame": "all-classifications"})["frame"]
+        due_n = len(written(servers, "all-classifications"))
+        is_fine &= n == due_n > 0
+        print(f"{'all':9} {'AvroDeserializer':18} {n:6} of {due_n:6} {'' if n == due_n > 0 else 'WRONG'}")
     return 0 if is_fine else 1
 
 

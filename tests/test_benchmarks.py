@@ -17,7 +17,20 @@ from broker.embedded import EmbeddedKafka
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))  # last: `broker` stays the installed package
 
-from benchmarks import alerts, archive, audit, baselines, faults_table, limits, machine, throughput
+from benchmarks import (
+    alerts,
+    archive,
+    audit,
+    baselines,
+    fault_kinds,
+    fault_load,
+    fault_memory,
+    faults,
+    faults_table,
+    limits,
+    machine,
+    throughput,
+)
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -171,7 +184,7 @@ def test_the_audit_reads_what_the_bare_loop_reads() -> None:
 def test_the_faults_of_the_docs_are_those_of_the_result_files() -> None:
     runs = faults_table.read(faults_table.RESULTS)
     assert faults_table.table(runs) in faults_table.PAGE.read_text()
-    assert [run for run in runs if run["lost"] or run["duplicates"] or run["audit"]] == []
+    assert [run for run in runs if not faults.is_good(run)] == []
 
 
 def test_a_night_of_the_benchmark_is_read_by_all(tmp_path: Path) -> None:
@@ -181,3 +194,25 @@ def test_a_night_of_the_benchmark_is_read_by_all(tmp_path: Path) -> None:
     found = archive.memory(tmp_path / "night.tar.gz")
     assert len(found["at_mb"]) == len(found["resident_mb"]) >= archive.MARKS
     assert found["at_mb"] == sorted(found["at_mb"])
+
+
+def test_a_slope_is_of_each_start_of_the_job_by_itself() -> None:
+    """Two starts, each 100 MB an hour up in the JVM from where it began; the driver is level; a warm-up that is not."""
+    samples = [[t, 1.0, 200.0, 900.0 if t < 120 else 1000.0 + t / 36, 50.0] for t in range(0, 600, 5)]
+    samples += [[t, 2.0, 200.0, 1500.0 + t / 36, 50.0 + t % 2] for t in range(600, 1200, 5)]
+    found = fault_memory.slopes(samples)
+    assert found["jvm"] == pytest.approx(100, abs=0.1)
+    assert found["driver"] == 0
+    assert fault_memory.slopes([]) == {"driver": None, "jvm": None, "workers": None}
+    drawn = fault_memory.figure({"samples": samples}).splitlines()
+    assert all(mark in "".join(drawn) for mark in "djw")
+    assert "1195 s" in drawn[-1]
+
+
+def test_a_fault_is_done_when_it_came_often_enough_in_every_phase() -> None:
+    phases = [dict(zip(fault_load.SHARES, told, strict=True)) for told in (("plan", "decode", "write"), ["commit"] * 3)]
+    runs = [{"fault": "job", "hits": [{"phases": phases[0]}] * 30}]
+    assert not faults.is_done(fault_kinds.KINDS["job"], runs)  # no commit was hit
+    assert faults.is_done(fault_kinds.KINDS["job"], [*runs, {"fault": "job", "hits": [{"phases": phases[1]}]}])
+    assert not faults.is_done(fault_kinds.KINDS["damaged-60"], [{"fault": "damaged-60", "hits": []}])
+    assert faults.is_done(fault_kinds.KINDS["damaged-60"], [{"fault": "damaged-60", "hits": []}] * 2)

@@ -15,7 +15,9 @@ from samples import damaged, whole
 
 from broker import surveys
 from broker.classify import Seen, classify
+from broker.delivery import Filter, Kind
 from broker.outlets import ROWS, native
+from broker.outlets.further import LARGEST_RECORD, Further
 from broker.verdict import ABSTAINED, CLASSIFIED, REASONS, REJECTED
 from broker.written import Written
 
@@ -210,3 +212,29 @@ def test_what_is_written_already_gets_a_verdict_and_no_record(survey: str) -> No
         assignment, written=Written({"dead-letters": {("alerts", 3): np.arange(100, 100 + len(batch))}})
     )
     assert sum(len(part) for part in classify(batch, everything).rows) == 0
+
+
+def test_an_alert_cannot_ask_for_a_record_that_no_topic_takes() -> None:
+    """Of all that records repeat, an alert's id alone has no limit of its own."""
+    record = generate.alert("ztf", generate.LABELS["ztf"][-1], 1)
+    values = [
+        generate.encode("ztf", generate.LABELS["ztf"][-1], record | {"objectId": name})
+        for name in ("\x00" * 1000, "Z" * 1_200_000)
+    ]
+    outlets = tuple(outlet(kind) for kind in ("json", "lasair", "hop", "fink", "elasticc"))
+    rows_ = [
+        r
+        for part in classify(hop("ztf", [*values]), replace(assigned("ztf"), outlets=outlets)).rows
+        for r in part.to_pylist()
+    ]
+    letters = [row for row in rows_ if row["topic"] == "dead-letters"]
+    (headers,) = ({h["key"]: h["value"] for h in row["headers"]} for row in letters)
+    assert (headers["reason"], headers["detail"]) == (b"implausible_values", b"objectId has more than 1000 bytes")
+    assert headers["n_bytes"] == str(len(values[1])).encode()
+    assert {row["topic"] for row in rows_} == {"classifications", "dead-letters", *(o.name for o in outlets)}
+    rest = [row for row in rows_ if row["topic"] != "dead-letters"]
+    assert max(len(row["key"]) + len(row["value"]) for row in rest) < LARGEST_RECORD / 2
+
+
+def outlet(kind: Kind) -> Further:
+    return Further(kind, kind, {"": kind}, 2, True, None, Filter(statuses=("classified", "abstained")))

@@ -5,7 +5,6 @@ In this process, by the entry point that the installed command calls; nothing he
 
 import json
 import logging
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -37,9 +36,8 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp
     monkeypatch.setenv("T2_BROKER_CACHE", str(tmp_path / "cache"))
 
     def run_it(*args: str | Path) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["broker", *map(str, args)])
         try:
-            main()
+            main([*map(str, args)])
             code = 0
         except SystemExit as end:
             code = int(end.code or 0)
@@ -130,7 +128,7 @@ WRONG_VALUES = {
     "read t --follow -o a.parquet": "--follow has no end: --count and --output need one",
     "read t -o a.csv": "--output a.csv: needs a name that ends in .parquet",
     "replay x --to localhost:9092": "needs HOST:PORT/TOPIC, such as localhost:9092/ztf",
-    "replay x --to h:1/t --framed 3 --unframed": "--framed and --unframed are both given; give one of them",
+    "replay x --to h:1/t --framed 3 --unframed": "--framed, --registry and --unframed: give one of them",
     "replay x --to h:1/t --rate 0": "rate 0.0: alerts per second, more than 0",
     "replay x --to h:1/t --speed -2": "speed -2.0: times the original pace, more than 0",
     "replay x --to h:1/t --visits 0": "visits 0: alerts per visit, more than 0",

@@ -40,6 +40,8 @@ def test_long_values_are_cut_and_secrets_masked() -> None:
     assert told({"one": {"names": {"sasl.password": 5}}}) == [
         "[one] names.sasl.password = ********: should be text in quotes"
     ]
+    said = told({"one": {"size": "http://me:secret@host/a@b"}})
+    assert said == ["[one] size = 'http://********@host/a@b': should be a whole number"]
 
 
 @pytest.mark.parametrize(

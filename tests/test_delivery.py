@@ -8,6 +8,7 @@ import pytest
 from broker.config import Config, effective, load
 from broker.delivery import outlets_of, topics_of
 from broker.errors import ConfigError
+from broker.job import assign
 
 START = """
 [kafka]
@@ -83,6 +84,9 @@ def test_outlets_are_read(tmp_path: Path) -> None:
         (outlet(kind='"fink-ai"', topic='"fink_ai_x"'), "needs class_name"),
         (outlet(class_name='"SNIa"'), "needs class_name, whose probability is sent, if kind = 'fink-ai', and has none"),
         (outlet(kind='"fink"', topic='"fink_ztf_{survey}"'), "has a topic that fink-client hides"),
+        (outlet(kind='"fastdb"'), "fastdb has no form for alerts of ztf; leave that source out"),
+        (outlet() + '[outlet.filter]\npolygon = "none.txt"\n', "can't be read: No such file"),
+        (outlet() + '[outlet.filter]\npolygon = "job.toml"\n', "is not a pair of RA and Dec in degrees"),
         (outlet(kind='"fink"'), "fink-client reads one survey per topic; put {survey} into the topic's name"),
         (outlet(sources='["nigth"]'), "no source is called 'nigth'; they are night, summit"),
         (outlet() + outlet(topic='"b"'), "two outlets are called 'a'"),
@@ -104,6 +108,18 @@ def test_a_mistake_is_named(tmp_path: Path, text: str, complaint: str) -> None:
     with pytest.raises(ConfigError) as caught:
         read(tmp_path, text)
     assert complaint in str(caught.value)
+
+
+def test_a_topic_that_takes_too_little_is_refused(tmp_path: Path) -> None:
+    config = read(tmp_path, outlet(sources='["night"]'))
+    fits = dict.fromkeys([*config.output.topics, "a"], 65_536)
+    assert assign(config, config.sources[0], fits, {"a": 1}).outlets[0].topics == {"": "a"}
+    for topic in ("a", "t2b-classifications"):
+        with pytest.raises(ConfigError, match=f"topic '{topic}' takes messages of 65535 bytes"):
+            assign(config, config.sources[0], fits | {topic: 65_535}, {"a": 1})
+    config = read(tmp_path, outlet(sources='["summit"]', kind='"fastdb"'))
+    with pytest.raises(ConfigError, match=r"records of 17956864 bytes must fit: the source's max_alert_bytes"):
+        assign(config, config.sources[1], fits, {"a": 1})
 
 
 def test_a_topic_per_class(tmp_path: Path) -> None:

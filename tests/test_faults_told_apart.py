@@ -78,6 +78,11 @@ def of_spark(cause: str, first: str = "") -> str:
             "Correct the login",
         ),
         ("topic 'night': Broker: Group authorization failed", "Group", "Grant the login"),
+        (
+            of_spark("org.apache.kafka.common.errors.InvalidTimestampException: Some records have been rejected"),
+            "InvalidTimestampException",
+            "Set the clock",
+        ),
         (of_spark("java.io.IOException: No space left on device"), "No space left", "Free space"),
         (
             "org.apache.spark.SparkException: Multiple streaming queries are concurrently using file:/c/offsets/7",

@@ -1,6 +1,7 @@
 """Filters: each condition on real verdicts, the expression against the same test in Python, and what is refused."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -12,9 +13,10 @@ from samples import whole
 from broker import model as models
 from broker import surveys
 from broker.classify import _read, _verdicts
-from broker.delivery import Cone, Filter, Outlet
+from broker.delivery import Cone, Filter, Outlet, Polygon
 from broker.errors import ConfigError
 from broker.outlets import columns, filters
+from broker.sky import inside
 
 CARD = models.load(models.find("t2b-1")).card
 EITHER: tuple[Literal["classified", "abstained"], ...] = ("classified", "abstained")
@@ -34,6 +36,7 @@ def table(survey: str, n: int = 60) -> pa.RecordBatch:
 
 TABLE = table("ztf")
 ROWS: list[dict[str, Any]] = TABLE.to_pylist()
+CORNERS = ((100.0, 0.0), (260.0, 0.0), (0.0, 40.0))
 CENTRE = next(row for row in ROWS if row["ra"] is not None)
 
 
@@ -65,6 +68,10 @@ CASES: dict[str, tuple[Filter, Callable[[dict[str, Any]], bool]]] = {
     "cone": (
         Filter(statuses=EITHER, cone=Cone(ra=CENTRE["ra"], dec=CENTRE["dec"], radius_deg=30.0)),
         is_near,
+    ),
+    "polygon": (
+        Filter(statuses=EITHER, polygon=Polygon(file=Path("wide"), vertices=CORNERS)),
+        lambda r: bool(inside(CORNERS, np.array([r["ra"]]), np.array([r["dec"]]))[0]),
     ),
     "where": (
         Filter(statuses=EITHER, where="p_SNIa > 0.3 AND (n_nights >= 3 OR band = 'ztf-r') AND NOT is_negative"),

@@ -22,11 +22,14 @@ READ, WRITE, SEE = AclOperation.READ, AclOperation.WRITE, AclOperation.DESCRIBE
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guarded]:
     """Its user may read `open` and write the outputs of NAMES, sees `shut`, and has no right for any group."""
     with guarded(tmp_path_factory.mktemp("guarded")) as running:
-        running.kafka.create_topics({"open": 2, "shut": 1, "hidden": 1} | dict.fromkeys(NAMES.values(), 2))
+        running.kafka.create_topics(
+            {"open": 2, "shut": 1, "hidden": 1, "unwritable": 1} | dict.fromkeys(NAMES.values(), 2)
+        )
         send(running.kafka, "open", ALERTS, 2)
         send(running.kafka, "shut", ALERTS[:1])
         running.allow(ResourceType.TOPIC, "open", READ, SEE)
-        running.allow(ResourceType.TOPIC, "shut", SEE)
+        running.allow(ResourceType.TOPIC, "shut", SEE, AclOperation.DESCRIBE_CONFIGS)
+        running.allow(ResourceType.TOPIC, "unwritable", READ, SEE, AclOperation.DESCRIBE_CONFIGS)
         for name in NAMES.values():
             running.allow(ResourceType.TOPIC, name, READ, WRITE, SEE, AclOperation.DESCRIBE_CONFIGS)
         yield running
@@ -103,8 +106,18 @@ def test_an_unknown_authority(server: Guarded, tmp_path: Path) -> None:
 
 def test_a_topic_that_may_not_be_read(server: Guarded, tmp_path: Path) -> None:
     said = refused(config_for(tmp_path, server, "shut"), LOGIN)
-    assert "shut" in said
-    assert "right" in said
+    assert "lacks the right Read on 'shut'. " in said
+
+
+def test_an_output_that_may_not_be_written(server: Guarded, tmp_path: Path) -> None:
+    """One error for all that is missing, before anything is read: each with the command that grants it."""
+    config = config_for(tmp_path, server, "open")
+    outlets = "".join(f'[[outlet]]\nname = "{t}"\nkind = "json"\ntopic = "{t}"\n' for t in ("unwritable", "shut"))
+    config.write_text(config.read_text() + outlets)
+    said = refused(config, LOGIN)
+    assert "lacks the right Write on 'unwritable', Read and Write on 'shut'. " in said
+    assert f"--allow-principal User:{USER} --topic unwritable --operation Write\n" in said
+    assert not (tmp_path / "checkpoints" / "lsst" / "offsets").exists()
 
 
 def test_a_topic_that_is_hidden(server: Guarded, tmp_path: Path) -> None:

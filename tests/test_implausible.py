@@ -45,6 +45,7 @@ def test_implausible_alike_in_spark_and_numpy(spark: SparkSession, survey: str) 
         made.append(alert)
 
     collect()
+    made += [made[0] | {path: text} for path in table.texts for text in (None, "Z" * 1000, "Z" * 1001, "é" * 501)]
     made += [made[0] | {table.trigger: None}]
     alerts = pa.array(made, struct_of(survey))
     frame = spark.createDataFrame(pa.table({"row": range(len(made)), "alert": alerts}))
@@ -55,4 +56,6 @@ def test_implausible_alike_in_spark_and_numpy(spark: SparkSession, survey: str) 
     assert in_numpy[0] is False
     assert in_numpy[-1] is True
     assert 20 < sum(in_numpy) < len(made) - 20
-    assert all(path in detail for path, (_, detail) in zip(table.mandatory, implausible(alerts, table), strict=True))
+    paths = (*table.mandatory, *table.texts)
+    assert all(path in detail for path, (_, detail) in zip(paths, implausible(alerts, table), strict=True))
+    assert in_numpy[-5:] == [False, False, True, True, True] or survey != "ztf"

@@ -3,6 +3,7 @@
 import io
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,8 +20,10 @@ from broker import job, registry, sources, surveys
 from broker import model as models
 from broker.classify import Assignment
 from broker.config import Policy
+from broker.delivery import Filter
 from broker.embedded import EmbeddedKafka
 from broker.ledger import Gap, LedgerRow
+from broker.outlets.further import Further
 from broker.sources import FRAME_COLUMNS
 
 SURVEYS = ("lsst", "ztf", "elasticc")
@@ -135,6 +138,15 @@ def test_bytes_of_good_alerts_stay_in_the_jvm(spark: SparkSession, survey: str) 
     assert n_good >= 10
     assert rows[3].alone
     assert bytes(rows[3].raw) == sent[3].value
+
+
+def test_bytes_cross_where_an_outlet_sends_them(spark: SparkSession) -> None:
+    sent = alerts("lsst")
+    outlets = (Further("f", "fastdb", {"": "f"}, 1, True, None, Filter()),)
+    crossing = job.before_hop(
+        frames_of(spark, sent), surveys.find("lsst"), replace(assignment("lsst"), outlets=outlets)
+    )
+    assert [bytes(row.raw) for row in crossing.sort("offset").select("raw").collect()] == [a.value for a in sent]
 
 
 def test_alone_changes_no_verdict(spark: SparkSession) -> None:

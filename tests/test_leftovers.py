@@ -12,7 +12,8 @@ from confluent_kafka import Producer
 from broker import bounds
 from broker.config import Source
 from broker.embedded import EmbeddedKafka
-from broker.leftovers import Notes, find_written
+from broker.errors import BrokerError, KafkaError
+from broker.leftovers import Notes, check_ends, find_written
 from broker.written import Written
 
 MODEL = "t2b-1@1"
@@ -65,7 +66,9 @@ def test_the_batchs_records_are_found_and_no_others(kafka: EmbeddedKafka, tmp_pa
     source = source_in(tmp_path)
     plan(tmp_path, 0, 10, is_committed=True)
     write(kafka, "left-out", *[f"night:in:0:{n}" for n in (3, 10, 11)])  # before the note: of an older run, say
-    with Notes(options_of(kafka), ("left-out", "left-dead"), [tmp_path]):
+    notes = Notes(options_of(kafka), ("left-out", "left-dead"))
+    notes.add(tmp_path)
+    with notes:
         plan(tmp_path, 1, 20)
         write(kafka, "left-out", *[f"night:in:0:{n}" for n in (12, 13, 19, 12)])
         write(
@@ -107,8 +110,8 @@ def test_without_a_note_time_stamps_must_do(
 ) -> None:
     kafka.create_topics({"time-out": 2, "time-dead": 2})
     hour = 3_600_000
-    write(kafka, "time-out", "night:in:0:1", "night:in:0:2", time_ms=NOW_MS - 2 * hour)  # older than any of the batch
-    write(kafka, "time-out", "night:in:0:3", "night:in:0:4", time_ms=NOW_MS - hour // 2)  # by a clock behind ours
+    write(kafka, "time-out", "night:in:0:1", "night:in:0:2", time_ms=NOW_MS - 3 * hour)  # older than any of the batch
+    write(kafka, "time-out", "night:in:0:3", "night:in:0:4", time_ms=NOW_MS - hour)  # by a clock behind ours
     write(kafka, "time-out", "night:in:0:5", "night:in:0:6", time_ms=NOW_MS + hour)
     plan(tmp_path, 0, 10)
     with caplog.at_level(logging.WARNING):
@@ -129,6 +132,23 @@ def test_a_topic_shorter_than_noted_is_read_whole_and_told(
         written = search(kafka, source_in(tmp_path), "anew")
     assert found(written) == {"anew-out": {("in", 0): [1, 2]}, "anew-dead": {("in", 0): [3, 4]}}
     assert "anew-out:0 ended at offset 100 before batch 0 of night and holds 0 to 1 now" in caplog.text
+
+
+def test_an_output_that_ends_before_its_note_stops_the_job(kafka: EmbeddedKafka, tmp_path: Path) -> None:
+    """Deleted and made again, by a start that makes missing topics, say."""
+    kafka.create_topics({"cut-out": 2, "cut-dead": 1})
+    outputs, source = ("cut-out", "cut-dead"), source_in(tmp_path)
+    check_ends(options_of(kafka), source, outputs)  # no note yet
+    write(kafka, "cut-out", "night:in:0:1")
+    notes = Notes(options_of(kafka), outputs)
+    notes.add(tmp_path)
+    with notes:
+        pass
+    check_ends(options_of(kafka), source, (*outputs, "no-such-topic"))  # a new outlet is in no note
+    bounds.write(tmp_path, {"cut-out": {0: 1, 1: 0}, "cut-dead": {0: 7}, "dropped": {0: 9}})
+    with pytest.raises(BrokerError, match=r"cut-dead:0 ended at offset 7, .* ends at 0 now: .* deleted") as cut:
+        check_ends(options_of(kafka), source, outputs)
+    assert not isinstance(cut.value, KafkaError)  # which would be tried again
 
 
 def test_a_search_ends_when_the_job_is_stopped(kafka: EmbeddedKafka, tmp_path: Path) -> None:

@@ -114,7 +114,23 @@ def test_container_is_small() -> None:
     (value,) = natives("ztf", samples_of("ztf")[:1])
     assert len(value) < 8_000
     assert b'"doc"' not in value
-    assert native.container(native.body_of(value)) == value
+
+
+def test_a_frame_is_read_by_the_schema_of_its_id() -> None:
+    (value,) = natives("ztf", samples_of("ztf")[:1])
+    record = native.read(value)
+    body = generate.body(record, native.schema())
+    assert native.container(body) == value
+    framed = native.frame(77, body)
+    assert native.read(framed) == record
+    older = {**native.schema(), "fields": native.schema()["fields"][:-1]}  # type: ignore[index]
+    known = {76: json.dumps(older), 77: native.schema_text()}.__getitem__
+    assert native.read(framed, known) == record
+    found = native.read(native.frame(76, generate.body(record, older)), known)
+    assert found == {name: value for name, value in record.items() if name != "repeats_alert"}
+    for broken in (native.frame(76, body), framed[:4], framed[:-3], framed + b"x"):
+        with pytest.raises((ValueError, EOFError)):
+            native.read(broken, known)
 
 
 def written(values: list[Any], schema: Any) -> list[bytes]:

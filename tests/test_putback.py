@@ -36,9 +36,12 @@ class Night:
 
     def __post_init__(self) -> None:
         self.topic, self.output = f"{self.name}-ztf", topics_of(self.name)
-        self.kafka.create_topics({self.topic: 1} | dict.fromkeys(self.output.values(), 2))
+        self.json = f"{self.name}-json"  # an outlet, to which nothing goes that is put back
+        self.kafka.create_topics({self.topic: 1} | dict.fromkeys([*self.output.values(), self.json], 2))
         source = {"name": "ztf", "survey": "ztf", "topics": [self.topic]}
         self.config = write_config(self.folder, self.kafka.bootstrap_servers, [source], self.output)
+        outlet = f'[[outlet]]\nname = "json"\nkind = "json"\ntopic = "{self.json}"\n'
+        self.config.write_text(self.config.read_text() + outlet)
         self.options = {"bootstrap.servers": self.kafka.bootstrap_servers}
 
     def reject(self, alerts: list[tuple[bytes | None, str]], max_bytes: int = 200_000) -> list[Place]:
@@ -93,7 +96,11 @@ def test_letters_are_answered_once_and_the_audit_closes(night: Night) -> None:
     )
     assert "put back" not in before.stdout
 
-    dry = night.command("--dry-run")
+    with_outlet = night.config.with_name(
+        "outlet.toml"
+    )  # outlets get no late answers, so that their topics don't matter
+    with_outlet.write_text(night.config.read_text() + '[[outlet]]\nname = "j"\nkind = "json"\ntopic = "nowhere"\n')
+    dry = broker("dead-letters", "replay", "--config", with_outlet, "--dry-run").stdout
     assert dry.startswith("10 rejected alerts; 0 of them have a classification already\n7 would be answered now: ")
     assert not night.outcome.classifications
     assert night.command("--reason", "too_large").splitlines()[1].startswith("1 answered now: ")
@@ -117,6 +124,7 @@ def test_letters_are_answered_once_and_the_audit_closes(night: Night) -> None:
         assert (record["alert_topic"], record["alert_partition"], record["alert_offset"]) == place
         assert message.key() == str(record["source_id"]).encode()
         assert record["alert_timestamp"].timestamp() == 1_790_000_000
+    assert not list(read_all(night.options, night.json))
     after = broker("audit", "--config", night.config)
     assert after.returncode == 0, after.stdout
     assert after.stdout.splitlines()[-1].startswith("balanced: 10 offsets offered, 10 answered, 0 holes; no alert")

@@ -16,6 +16,7 @@ from samples import SCHEMAS
 from broker import registry
 from broker.errors import SchemaError
 from broker.lookup import Lookup
+from broker.published import Publisher
 from broker.registry_client import RegistryClient, RegistryError, cached
 
 NEWEST = (SCHEMAS / "lsst" / "1101.avsc").read_text()
@@ -58,18 +59,18 @@ def with_namespaces(text: str) -> str:
 def test_versions_of_a_subject_are_learnt_as_they_come(server: RegistryServer, tmp_path: Path) -> None:
     asking = client(server.url, tmp_path, "growing")
     with pytest.raises(RegistryError, match="has no versions of 'growing'"):
-        asking.ask_subjects()
+        list(asking.ask_subjects())
     server.put("growing", {1101: NEWEST, 1502: successor(2)})
     (first,) = asking.ask_subjects()  # 1101 ships with the package
     assert (first.label, first.schema_id) == ("1502", 1502)
-    assert asking.ask_subjects() == []
+    assert list(asking.ask_subjects()) == []
     server.put("growing", {1503: with_namespaces(successor(3))}, first_version=3)
     (second,) = asking.ask_subjects()
     assert second.text == to_parsing_canonical_form(second.schema)
     assert json.loads(second.text)["name"] == "lsst.v11_3.alert"
     server.empty("growing")
     with pytest.raises(RegistryError, match="has no versions"):
-        asking.ask_subjects()
+        list(asking.ask_subjects())
     assert {writer.text for writer in kept(server.url, tmp_path)} == {first.text, second.text}
 
 
@@ -111,7 +112,7 @@ def test_what_is_no_alert_of_lsst_is_left_out(
     server.put("mixed", {1801: other, 1802: successor(2)})
     asking = client(server.url, tmp_path, "mixed")
     assert [writer.label for writer in asking.ask_subjects()] == ["1802"]
-    assert asking.ask_subjects() == []
+    assert list(asking.ask_subjects()) == []
     assert caplog.text.count("version 1, of the registry is left out") == 1
     with pytest.raises(SchemaError):
         asking.fetch(1801)
@@ -129,6 +130,10 @@ def answering(status: int, body: bytes, wait_s: float = 0.0) -> Iterator[str]:
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
             self.wfile.write(body)
+
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.do_GET()
 
         def log_message(self, *_: object) -> None:
             pass
@@ -159,7 +164,9 @@ def answering(status: int, body: bytes, wait_s: float = 0.0) -> Iterator[str]:
         (200, b'"text"', "rubbish"),
         (200, b"[[]]", "rubbish"),
         (200, b'{"schema": 7}', "not Avro|rubbish"),
-        (200, b'{"schema": "{\\"type\\": 5}"}', "not Avro|rubbish"),
+        (200, b'{"schema": "{\\"type\\": 5}"}', "no record's"),
+        (200, b'{"schema": "\\"string\\""}', "no record's"),
+        (200, b'{"schema": "[]"}', "no record's"),
     ],
 )
 def test_every_way_to_fail_is_told(tmp_path: Path, status: int, body: bytes, words: str) -> None:
@@ -168,8 +175,21 @@ def test_every_way_to_fail_is_told(tmp_path: Path, status: int, body: bytes, wor
         with pytest.raises((RegistryError, SchemaError), match=words):
             asking.fetch(1999)
         with pytest.raises(RegistryError):
-            asking.ask_subjects()
+            list(asking.ask_subjects())
     assert kept(url, tmp_path) == []
+
+
+def test_an_id_that_means_another_schema_to_this_package() -> None:
+    """A frame of it would be misread by the job."""
+    text = '{"type": "record", "name": "other", "fields": []}'
+    told = {"id": 1000, "version": 1, "subject": "alerts-value", "schema": text}
+    with answering(200, json.dumps(told).encode()) as url:
+        with pytest.raises(SchemaError, match="under id 1000, by which this package knows one of Rubin's"):
+            Publisher(url, "alerts")(text)
+        rubin = registry.packaged("lsst")[-1]
+        told |= {"id": rubin.schema_id, "schema": rubin.text}
+    with answering(200, json.dumps(told).encode()) as url:
+        assert Publisher(url, "alerts")(rubin.text) == rubin.schema_id
 
 
 def test_a_slow_registry_is_left_after_its_time(tmp_path: Path) -> None:

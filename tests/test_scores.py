@@ -179,12 +179,11 @@ def test_purity_intervals_hold_the_prior_and_the_figure() -> None:
     assert np.isnan([figure["complete"] for figure in none]).all()
 
 
-def test_purity_intervals_do_not_depend_on_how_many_fit_into_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_purity_intervals_do_not_depend_on_how_many_fit_into_memory() -> None:
     label, probability = np.tile(LABEL, 20), np.tile(PROBABILITY, (20, 1))
     prior = np.array([0.5, 0.5, 0.0])
     whole = scores.purity_intervals(label, probability, prior, PURITIES)
-    monkeypatch.setattr(scores, "MOST_DRAWN", 7 * len(label))
-    parts = scores.purity_intervals(label, probability, prior, PURITIES)
+    parts = scores.purity_intervals(label, probability, prior, PURITIES, most_drawn=7 * len(label))
     assert [whole[i]["pure"] for i in (0, 1)] == [parts[i]["pure"] for i in (0, 1)]
 
 

@@ -135,5 +135,5 @@ def test_what_is_no_address_is_refused(url: str) -> None:
 @pytest.mark.parametrize("url", ["http://me@localhost", "http://me:secret@localhost", "http://:secret@localhost"])
 def test_a_login_in_the_address_is_refused_and_not_repeated(url: str) -> None:
     said = refusal(Lookup, {"url": url})
-    assert "has a login in it; the registry is read without one" in said
+    assert "has a login in it; a registry is asked without one" in said
     assert "secret" not in said

@@ -158,8 +158,12 @@ def test_a_jvm_that_dies_and_an_output_topic_that_is_deleted_are_named(mortal: E
         assert job.end(120) == 3, job.text
         assert "Traceback" not in job.text
         assert "Kafka lacks the topic gone-classifications" in job.text.splitlines()[-1]
-        assert "make it again, then start again" in job.text.splitlines()[-1]
+        assert "a new checkpoint, a 'start' and new output topics" in job.text.splitlines()[-1]
         job.assert_nothing_left()
+    again = broker("run", "--config", config)  # as a supervisor does
+    assert again.returncode == 3
+    assert "output gone-classifications:0 ended at offset" in again.stderr
+    assert "and ends at 0 now: the topic was deleted" in again.stderr
 
 
 # --- without Kafka ------------------------------------------------------------------------------------------------

@@ -16,8 +16,9 @@ from broker.surveys import Survey
 class Batch:
     """n verdicts of one survey.
 
-    columns: `columns.table`; alerts: the decoded structs (n,), of the survey's pruned fields; natives: containers of
-    the native outlet; places: values of the header `alert`; started_us, finished_us: of the processing, microseconds.
+    columns: `columns.table`; alerts: the decoded structs (n,), of the survey's pruned fields; bodies: bare
+    records of the native outlet; places: values of the header `alert`; started_us, finished_us: of the processing,
+    microseconds; raws: the alerts' own bytes, null but for sources with an outlet that sends them.
     """
 
     survey: Survey
@@ -25,13 +26,14 @@ class Batch:
     passport: Passport
     columns: pa.RecordBatch
     alerts: pa.StructArray
-    natives: list[bytes]
+    bodies: list[bytes]
     places: list[bytes]
     started_us: int
     finished_us: int
+    raws: pa.Array
 
     def __len__(self) -> int:
-        return len(self.natives)
+        return len(self.bodies)
 
     def take(self, rows: Integers) -> Batch:
         """Those rows alone, in that order."""
@@ -42,8 +44,9 @@ class Batch:
             self,
             columns=self.columns.take(where),
             alerts=self.alerts.take(where),
-            natives=[self.natives[i] for i in picked],
+            bodies=[self.bodies[i] for i in picked],
             places=[self.places[i] for i in picked],
+            raws=self.raws.take(where),
         )
 
     def objects(self) -> list[bytes]:

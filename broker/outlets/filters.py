@@ -20,6 +20,7 @@ from broker.errors import ConfigError
 from broker.lightcurve import BANDS, Bools, Floats
 from broker.model import Card
 from broker.outlets import columns as of_verdicts
+from broker.sky import inside
 
 if TYPE_CHECKING:
     import polars as pl
@@ -62,6 +63,8 @@ def passes(wanted: Filter, verdicts: pa.RecordBatch) -> Bools:
         passed &= (
             _separation(wanted.cone, _numbers(verdicts, "ra"), _numbers(verdicts, "dec")) <= wanted.cone.radius_deg
         )
+    if wanted.polygon is not None:
+        passed &= inside(wanted.polygon.vertices, _numbers(verdicts, "ra"), _numbers(verdicts, "dec"))
     if wanted.where is not None and passed.any():
         passed &= _meets(wanted.where, verdicts)
     return passed

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from broker.outlets import native
 from broker.outlets.batch import Batch
 
 HEADERS = (("_format", b"avro"),)
 
 
 def encode(batch: Batch) -> list[bytes]:
-    """The containers of the native outlet, byte for byte."""
-    return batch.natives
+    """A container each, whatever the native outlet wraps its records in."""
+    return [native.container(body) for body in batch.bodies]

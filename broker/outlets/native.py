@@ -1,10 +1,15 @@
-"""Outlet `native`: our Avro record, one container per verdict, keyed by the source id. Carries every verdict."""
+"""Outlet `native`: our Avro record, keyed by the source id; one container or Confluent frame a verdict, of all of them.
+
+A frame holds the id that the registry of [output] has given the schema; a container holds the schema itself.
+"""
 
 from __future__ import annotations
 
 import json
+import struct
 import time
-from functools import cache
+from collections.abc import Callable
+from functools import cache, lru_cache
 from importlib import resources
 from io import BytesIO
 from typing import Any
@@ -23,19 +28,31 @@ from broker.verdict import Verdicts, points_hashes
 TAXONOMY_VERSION = "elasticc-1"  # DESC's numbering as of ELAsTiCC 2: SNIa 2222
 BROKER_NAME = "t2-broker"
 SYNC = bytes.fromhex("7432622d76657264696374732d2d2d31")
+FRAME = struct.Struct(">BI")  # 0 and the schema id
+SchemaOf = Callable[[int], str]  # text of the schema that an id in a frame stands for
 
 
 @cache
 def schema() -> Schema:
     """The published schema of the record."""
-    text = (resources.files("broker.schemas") / "output" / "classification.avsc").read_text()
-    parsed: Schema = json.loads(text)
+    parsed: Schema = json.loads(schema_text())
     return parsed
 
 
 @cache
-def _parsed() -> Schema:
-    return fastavro.parse_schema(json.loads(json.dumps(schema())))  # type: ignore[return-value]
+def schema_text() -> str:
+    """Its text, on one line."""
+    return json.dumps(json.loads((resources.files("broker.schemas") / "output" / "classification.avsc").read_text()))
+
+
+def of_this_version(_: int) -> str:
+    """Whatever the id, the schema of this version: right as long as no other one has written frames to the topic."""
+    return schema_text()
+
+
+@lru_cache(maxsize=16)
+def _parsed(text: str) -> Schema:
+    return fastavro.parse_schema(json.loads(text))  # type: ignore[return-value]
 
 
 @cache
@@ -57,23 +74,38 @@ def container(body: bytes) -> bytes:
     return b"".join((_container_start(), avro.varint(len(body)), body, SYNC))
 
 
-def body_of(value: bytes) -> bytes:
-    """The record's bytes in a container that `container` made."""
-    file = BytesIO(value[len(_container_start()) :])
-    size = fastavro.schemaless_reader(file, "long", None)
-    assert isinstance(size, int)
-    return file.read(size)
+def frame(schema_id: int, body: bytes) -> bytes:
+    """The record as a Confluent frame."""
+    return FRAME.pack(0, schema_id) + body
 
 
-def read(value: bytes) -> dict[str, Any]:
-    """The record of one native verdict."""
-    record = fastavro.schemaless_reader(BytesIO(body_of(value)), _parsed(), None)
-    assert isinstance(record, dict)
+def read(value: bytes, schema_of: SchemaOf = of_this_version) -> dict[str, Any]:
+    """The record of one native verdict, container or frame. Raises ValueError or EOFError for anything else."""
+    if value.startswith(_container_start()):  # its schema need not be parsed again
+        file = BytesIO(value[len(_container_start()) :])
+        fastavro.schemaless_reader(file, "long", None)
+        record = fastavro.schemaless_reader(file, _parsed(schema_text()), None)
+    elif value.startswith(b"\x00"):
+        schema_id, file = schema_id_of(value), BytesIO(value[FRAME.size :])
+        record = fastavro.schemaless_reader(file, _parsed(schema_of(schema_id)), None)
+        if file.read(1):
+            raise ValueError(f"a frame of schema {schema_id}, which is not the one that it was read by")
+    else:
+        (record,) = fastavro.reader(BytesIO(value))
+    if not isinstance(record, dict):
+        raise ValueError("no record")
     return record
 
 
+def schema_id_of(value: bytes) -> int:
+    """The id in a frame. Raises ValueError where it is cut short."""
+    if len(value) < FRAME.size:
+        raise ValueError("a frame that is cut short")
+    return int(FRAME.unpack_from(value)[1])
+
+
 def encode(verdicts: Verdicts, card: Card, passport: Passport, started_us: int) -> list[bytes]:
-    """Container bytes of each verdict."""
+    """The record of each verdict, without container or frame."""
     columns: dict[str, avro.Encoded | bytes] = {
         **_of_source(verdicts),
         **_of_points(verdicts),
@@ -82,8 +114,7 @@ def encode(verdicts: Verdicts, card: Card, passport: Passport, started_us: int) 
         **_shared(verdicts, passport, started_us),
     }
     fields = [str(field["name"]) for field in schema()["fields"]]  # type: ignore[attr-defined]
-    bodies = avro.join([columns[name] for name in fields], len(verdicts))
-    return [container(body) for body in bodies]
+    return avro.join([columns[name] for name in fields], len(verdicts))
 
 
 def _shared(verdicts: Verdicts, passport: Passport, started_us: int) -> dict[str, bytes]:

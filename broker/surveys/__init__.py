@@ -6,11 +6,13 @@ Raw spellings appear in this package and in schemas/ and nowhere else. A survey 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 Fields = dict[str, "str | Fields | list[Fields]"]  # name -> Avro type, record, or array of records
 Kind = Literal["trigger", "detection", "forced"]
+Extra = tuple[tuple[str, str], ...]  # (path, Avro type) of fields that are decoded for outlets alone
+LONGEST_TEXT = 1_000  # bytes of a text that records repeat; ZTF's ids have 12
 Test = Literal["set", "true", "positive", "not_negative", "above", "below", "outside"]
 
 
@@ -79,6 +81,8 @@ class Survey:
     default_exposure_s: float = 30.0
     missing_value: float | None = None  # a flux that means "not measured"
     true_labels: tuple[str, ...] = ()  # spellings of a positive difference
+    texts: tuple[str, ...] = ()  # paths of texts that go into records, so that they have a limit
+    extra: Extra = ()
 
 
 def find(name: str) -> Survey:
@@ -89,6 +93,23 @@ def find(name: str) -> Survey:
     if name.endswith(CURVES):
         return curves.curves_of(name.removesuffix(CURVES), BANDS)
     return {"lsst": lsst.LSST, "ztf": ztf.ZTF, "elasticc": elasticc.ELASTICC}[name]
+
+
+def widened(survey: Survey, extra: Extra) -> Survey:
+    """The survey, which decodes these fields too; they lie in records, not in lists."""
+    return replace(survey, fields=_with(survey.fields, extra), extra=extra) if extra else survey
+
+
+def _with(fields: Fields, extra: Extra) -> Fields:
+    found = dict(fields)
+    for path, kind in extra:
+        name, _, rest = path.partition(".")
+        inner = found.get(name, {})
+        if rest and isinstance(inner, dict):
+            found[name] = _with(inner, ((rest, kind),))
+        else:
+            found.setdefault(name, kind)
+    return found
 
 
 NAMES = ("lsst", "ztf", "elasticc")

@@ -67,6 +67,7 @@ ZTF = Survey(
         "rcid": ("candidate.rcid",),
         "first_mjd_tai": ("candidate.jdstarthist",),
     },
+    texts=("objectId",),
     bands={1: "ztf-g", 2: "ztf-r", 3: "ztf-i"},
     trigger="candidate",
     measurements=(

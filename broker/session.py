@@ -66,6 +66,9 @@ def start(name: str, master: str, driver_memory: str, extra: Mapping[str, str] |
         "spark.ui.liveUpdate.period": "-1",
         "spark.task.maxFailures": "1",
         "spark.speculation": "false",
+        # Kafka's sink by Spark's first interface. By the second, each batch is planned once more, to describe it, and
+        # gets a write node: 62 ms of CPU of the stream's thread in place of 54 (busy machine).
+        "spark.sql.streaming.disabledV2Writers": "org.apache.spark.sql.kafka010.KafkaSourceProvider",
         # halves the forks of chmod that a pip-installed Spark makes for each checkpoint file
         "spark.hadoop.fs.AbstractFileSystem.file.impl": "org.apache.hadoop.fs.local.RawLocalFs",
     }

@@ -53,7 +53,10 @@ class Notes:
 
     def add(self, folder: Path) -> None:
         """Note the ends into this checkpoint too, now and from now on. Raises KafkaError, OSError."""
-        ends = self._ends.now()
+        try:
+            ends = self._ends.now()
+        except KafkaError:  # Kafka was away, and is back by now
+            ends = self._ends.now()
         with self._writing:
             bounds.write(folder, ends)
             self._checkpoints.add(folder)

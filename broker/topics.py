@@ -150,21 +150,26 @@ def watermarks(options: Mapping[str, str], topics: Iterable[str]) -> dict[str, d
 class EndOffsets:
     """Asks for the ends of topics again and again, by one connection and one request a broker.
 
-    Partitions are those that the topics have now. Raises KafkaError if a topic is missing.
+    Partitions are those that the topics have now. Raises KafkaError if a topic is missing. After a failure the next
+    question goes by a new connection: the old one holds to the leaders' epochs of before an outage, for minutes.
     """
 
     def __init__(self, options: Mapping[str, str], topics: Iterable[str]) -> None:
         with open_consumer(options) as consumer:
             places = [TopicPartition(topic, p) for topic in topics for p in reaches(consumer, topic)]
         self._wanted = {place: OffsetSpec.latest() for place in places}  # type: ignore[no-untyped-call]
-        self._admin = admin_of(options)
+        self._options, self._admin = options, admin_of(options)
 
     def now(self, timeout_s: float = TIMEOUT_S) -> dict[str, dict[int, int]]:
         """End offset (of what is replicated) by topic and partition. Raises KafkaError."""
         ends: dict[str, dict[int, int]] = {}
-        for place, future in self._admin.list_offsets(self._wanted, request_timeout=timeout_s).items():
-            found = _result(future, f"{place.topic}:{place.partition}: its end can't be read")
-            ends.setdefault(place.topic, {})[place.partition] = int(found.offset)
+        try:
+            for place, future in self._admin.list_offsets(self._wanted, request_timeout=timeout_s).items():
+                found = _result(future, f"{place.topic}:{place.partition}: its end can't be read")
+                ends.setdefault(place.topic, {})[place.partition] = int(found.offset)
+        except KafkaError:
+            self._admin = admin_of(self._options)
+            raise
         return ends
 
 

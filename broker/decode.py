@@ -243,8 +243,13 @@ def _by_label(writers: tuple[Writer, ...], read: Callable[[Writer], Column]) -> 
 def _read(wrap: Callable[[Schema, bool], Schema], data: Column, survey: Survey, writer: Writer) -> Column:
     """The wrapped alert by one writer schema. PERMISSIVE gives a struct of nulls for bytes that it can't read."""
     apart, reader = schema_pair(writer.schema, survey)
-    options = {"avroSchema": json.dumps(wrap(reader, True)), "mode": "PERMISSIVE"}
-    return from_avro(data, json.dumps(wrap(apart, False)), options)
+    options = {"avroSchema": _text(wrap(reader, True)), "mode": "PERMISSIVE"}
+    return from_avro(data, _text(wrap(apart, False)), options)
+
+
+def _text(schema: Schema) -> str:
+    """Without blanks: each batch sends the texts of all schemas to each task."""
+    return json.dumps(schema, separators=(",", ":"))
 
 
 def _ended(alert: Schema, reader: bool) -> Schema:

@@ -266,6 +266,9 @@ def offsets_at(consumer: Consumer, topic: str, held: Mapping[int, Reach], time_m
         found = consumer.offsets_for_times(wanted, timeout=TIMEOUT_S)
     except KafkaException as error:
         raise KafkaError(f"topic {topic!r} can't be searched by time: {reason(error)}") from error
+    for place in found:
+        if place.error is not None:  # its offset is then anything, such as the time that was asked for
+            raise KafkaError(f"{topic}:{place.partition} can't be searched by time: {place.error.str()}")
     return {
         place.partition: held[place.partition].last_exclusive if place.offset < 0 else place.offset for place in found
     }

@@ -18,6 +18,9 @@ from broker.topics import (
     check_topics,
     find_holes,
     find_missing,
+    offsets_at,
+    open_consumer,
+    reaches,
     require_topics,
     wait_for_kafka,
     watermarks,
@@ -211,3 +214,15 @@ def test_reading_joins_no_group(kafka: EmbeddedKafka) -> None:
         assert consumer.committed([TopicPartition("topics-passive", 0)], timeout=30)[0].offset < 0
     finally:
         consumer.close()
+
+
+def test_offsets_by_time_of_a_partition_that_does_not_answer_are_no_offsets(kafka: EmbeddedKafka) -> None:
+    """The client hands back the time that was asked for, as if it were an offset, and the error beside it."""
+    kafka.create_topics({"by-time": 1})
+    send(kafka, "by-time", 3)
+    with open_consumer(options_of(kafka)) as consumer:
+        held = reaches(consumer, "by-time")
+        assert offsets_at(consumer, "by-time", held, 1000) == {0: 0}
+        assert offsets_at(consumer, "by-time", held, 4_000_000_000_000) == {0: 3}
+        with pytest.raises(KafkaError, match="by-time:7 can't be searched by time"):
+            offsets_at(consumer, "by-time", {**held, 7: Reach(0, 1)}, 1000)

@@ -33,6 +33,7 @@ else:
 # sample alert (532 kB, 1,020 detections and 1,041 forced points) takes 2.7 MB at its peak.
 READER_MEMORY_BYTES = 256 * 2**20
 MAX_SCHEMA_CHARS = 2**20  # embedded schemas have up to 60,000; 64 of them are remembered
+MAX_DETAIL_BYTES = 900  # of what is wrong, which may quote the alert
 _HEADER = fastavro.parse_schema(
     {
         "type": "record",
@@ -62,6 +63,12 @@ class Refusal(Exception):
     detail: str
 
 
+def _short(detail: str) -> str:
+    """A detail may quote the alert's own schema: no more of it than a dead letter has room for."""
+    told = detail.encode(errors="replace")
+    return detail if len(told) <= MAX_DETAIL_BYTES else f"{told[:MAX_DETAIL_BYTES].decode(errors='ignore')} ..."
+
+
 def read(value: bytes | None, survey: Survey, max_alert_bytes: int, struct: pa.StructType) -> Read | Refusal:
     """One alert from its bytes, as the struct that the JVM gives. Never raises: what is wrong is the answer."""
     try:
@@ -70,7 +77,7 @@ def read(value: bytes | None, survey: Survey, max_alert_bytes: int, struct: pa.S
             return Read(pa.array([alert], struct), schema)
     except Refusal as refusal:
         # A new one: the traceback of the one that was raised would keep the whole batch alive (1.6 GB seen).
-        return Refusal(refusal.reason, refusal.detail)
+        return Refusal(refusal.reason, _short(refusal.detail))
     except MemoryError:
         return Refusal("too_large", f"needs more than {READER_MEMORY_BYTES} bytes of memory to decode")
     except Exception as error:  # noqa: BLE001

@@ -19,7 +19,7 @@ from benchmarks.fault_load import PARTITIONS, SHARES, Dress, Feed, Job, Load, co
 from broker import checkpoint
 from broker.embedded import EmbeddedKafka
 from broker.errors import KafkaError
-from broker.topics import EndOffsets
+from broker.leftovers import EndOffsets
 
 LAST_RESORT_S = 2400.0  # a run that takes longer, beyond its feed, has failed
 ENDED = -signal.SIGKILL  # by us

@@ -82,8 +82,9 @@ def is_good(run: dict[str, Any]) -> bool:
     return not any(run[key] for key in wrong) and not run["odd_exits"]
 
 
-def go(args: argparse.Namespace) -> None:
-    """Round by round, one run of each kind that still lacks some."""
+def go(args: argparse.Namespace) -> int:
+    """Round by round, one run of each kind that still lacks some; how many came to no result."""
+    n_broken_off = 0
     for _ in range(MOST_RUNS):
         for name in args.faults:
             kind, found = KINDS[name], faults_table.read(args.results)
@@ -94,16 +95,19 @@ def go(args: argparse.Namespace) -> None:
                 result = one(kind, args.seed or seed, args)
             except (RuntimeError, KafkaException, BrokerError) as error:
                 print(f"FAILED: {error}", flush=True)
+                faults_table.note(args.results, name, args.seed or seed, str(error))
+                n_broken_off += 1
                 continue
             row = asdict(result)
             (args.results / f"{name}-{result.seed}.json").write_text(json.dumps(row, indent=1) + "\n")
             print(f"  {'ok' if is_good(row) else 'WRONG'}: {faults_table.in_short(row)}", flush=True)
         if args.once or all(is_done(KINDS[name], faults_table.read(args.results)) for name in args.faults):
             break
+    return n_broken_off
 
 
 def main() -> int:
-    """Runs what is missing; 1 if an alert was lost, a record repeated, or the job ended when it should not."""
+    """Runs what is missing; 1 if an alert was lost, a record repeated, the job ended unforeseen, or a run broke off."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--faults", nargs="*", default=list(KINDS), choices=list(KINDS))
     parser.add_argument("--once", action="store_true", help="one run of each, not as many as it takes")
@@ -120,14 +124,13 @@ def main() -> int:
     args = parser.parse_args()
     args.results.mkdir(parents=True, exist_ok=True)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that job, Kafka and disks go with it
-    if not args.table:
-        go(args)
+    n_broken_off = 0 if args.table else go(args)
     found = faults_table.read(args.results)
-    print(faults_table.table(found))
+    print(faults_table.table(found, faults_table.broken_off(args.results)))
     if args.results == faults_table.RESULTS:
-        faults_table.write(found)
+        faults_table.write(found, faults_table.broken_off(args.results))
     unstopped = [run for run in found if run["fault"] == "damaged-60" and not run["limit_stops"]]
-    return int(bool(unstopped) or not all(map(is_good, found)))
+    return int(bool(unstopped) or n_broken_off > 0 or not all(map(is_good, found)))
 
 
 if __name__ == "__main__":

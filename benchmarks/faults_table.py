@@ -17,6 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "faults"
 PAGE = ROOT / "docs" / "reliability.md"
 BEGIN, END = "<!-- begin: python benchmarks/faults.py --table -->", "<!-- end -->"
+BROKEN_OFF = "broken-off.jsonl"
 PHASES = ("plan", "decode", "write", "commit")
 SUMS = ("alerts", "lost", "duplicates", "outlet_records", "outlet_lost", "outlet_duplicates", "already_written")
 
@@ -27,13 +28,25 @@ def read(folder: Path) -> list[dict[str, Any]]:
     return sorted(runs, key=lambda run: (list(KINDS).index(run["fault"]), run["seed"]))
 
 
+def note(folder: Path, fault: str, seed: int, why: str) -> None:
+    """Keep that a run came to no result: the job did not do what it must, or the run itself failed."""
+    with (folder / BROKEN_OFF).open("a") as file:
+        file.write(json.dumps({"fault": fault, "seed": seed, "why": why[:500]}) + "\n")
+
+
+def broken_off(folder: Path) -> list[dict[str, Any]]:
+    """The runs that came to no result."""
+    path = folder / BROKEN_OFF
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
 def in_short(run: Mapping[str, Any]) -> str:
     """One line of a run."""
     told = ", ".join(f"{key.replace('_', ' ')} {run[key]}" for key in (*SUMS, "audit", "restarts", "wall_s"))
     return f"{told}, exits {run['exit_codes']} {run['odd_exits'] or ''} {run['summary'] if run['audit'] else ''}"
 
 
-def table(runs: Sequence[dict[str, Any]]) -> str:
+def table(runs: Sequence[dict[str, Any]], broken: Sequence[dict[str, Any]] = ()) -> str:
     """Two tables in Markdown: what came of each fault, and the phases that the kills hit."""
     lines = [
         "| fault | runs | times | alerts | lost | duplicates | on outlets | lost | duplicates | left out as already "
@@ -58,7 +71,9 @@ def table(runs: Sequence[dict[str, Any]]) -> str:
         phases = Counter(p for run in mine for h in run["hits"] for p in h["phases"].values())
         if phases and kind.all_phases:
             lines.append(f"| {kind.about} | {' | '.join(str(phases[phase]) for phase in PHASES)} |")
-    return "\n".join([*lines, "", _about(runs), *_memory(runs)])
+    ends = Counter(run["fault"] for run in broken)
+    told = f" Came to no result: {', '.join(f'{name} {n}' for name, n in ends.items())}." if ends else ""
+    return "\n".join([*lines, "", _about(runs) + told, *_memory(runs)])
 
 
 def _about(runs: Sequence[dict[str, Any]]) -> str:
@@ -94,8 +109,8 @@ def _memory(runs: Sequence[dict[str, Any]]) -> list[str]:
     return lines
 
 
-def write(runs: Sequence[dict[str, Any]]) -> None:
+def write(runs: Sequence[dict[str, Any]], broken: Sequence[dict[str, Any]]) -> None:
     """Put the table into its place on the page."""
     head, rest = PAGE.read_text().split(BEGIN)
     tail = rest.split(END, 1)[1]
-    PAGE.write_text(f"{head}{BEGIN}\n\n{table(runs)}\n\n{END}{tail}")
+    PAGE.write_text(f"{head}{BEGIN}\n\n{table(runs, broken)}\n\n{END}{tail}")

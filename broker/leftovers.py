@@ -13,6 +13,7 @@ from typing import Self
 
 import numpy as np
 from confluent_kafka import Consumer, TopicPartition
+from confluent_kafka.admin._listoffsets import OffsetSpec
 
 from broker import bounds, checkpoint
 from broker.collected import Collected, take
@@ -21,7 +22,17 @@ from broker.errors import BrokerError, KafkaError
 from broker.ledger import Span
 from broker.lightcurve import Integers
 from broker.reconcile import place_of
-from broker.topics import TIMEOUT_S, EndOffsets, Reach, end_of, find_missing, offsets_at, open_consumer, reaches
+from broker.topics import (
+    TIMEOUT_S,
+    Reach,
+    admin_of,
+    end_of,
+    find_missing,
+    offsets_at,
+    open_consumer,
+    reaches,
+    result_of,
+)
 from broker.written import Places, Written
 
 _log = logging.getLogger(__name__)
@@ -30,6 +41,32 @@ QUIET_S = 5.0  # without a record of this source, before what is on the topics c
 NOTE_EVERY_S = 0.5
 MARGIN_MS = 2 * 3_600_000  # between our clock and Kafka's, where there is no note and time stamps must do
 Position = tuple[str, int]
+
+
+class EndOffsets:
+    """Asks for the ends of topics again and again, by one connection and one request a broker.
+
+    Partitions are those that the topics have now. Raises KafkaError if a topic is missing. After a failure the next
+    question goes by a new connection: the old one holds to the leaders' epochs of before an outage, for minutes.
+    """
+
+    def __init__(self, options: Mapping[str, str], topics: Iterable[str]) -> None:
+        with open_consumer(options) as consumer:
+            places = [TopicPartition(topic, p) for topic in topics for p in reaches(consumer, topic)]
+        self._wanted = {place: OffsetSpec.latest() for place in places}  # type: ignore[no-untyped-call]
+        self._options, self._admin = options, admin_of(options)
+
+    def now(self, timeout_s: float = TIMEOUT_S) -> dict[str, dict[int, int]]:
+        """End offset (of what is replicated) by topic and partition. Raises KafkaError."""
+        ends: dict[str, dict[int, int]] = {}
+        try:
+            for place, future in self._admin.list_offsets(self._wanted, request_timeout=timeout_s).items():
+                found = result_of(future, f"{place.topic}:{place.partition}: its end can't be read")
+                ends.setdefault(place.topic, {})[place.partition] = int(found.offset)
+        except KafkaError:
+            self._admin = admin_of(self._options)
+            raise
+        return ends
 
 
 class Notes:

@@ -14,7 +14,6 @@ from confluent_kafka import Consumer, KafkaException, Message, TopicPartition
 from confluent_kafka import KafkaError as Fault
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.admin._config import ConfigResource
-from confluent_kafka.admin._listoffsets import OffsetSpec
 from confluent_kafka.admin._resource import ResourceType
 from confluent_kafka.cimpl import NewTopic
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
@@ -102,7 +101,7 @@ def check_topics(
         # Replication -1: the cluster's own default.
         new = [NewTopic(name, partitions, -1, config=settings[name]) for name in missing]
         for name, future in admin.create_topics(new, request_timeout=TIMEOUT_S).items():
-            _result(future, f"topic {name!r} can't be created", allowed=Fault.TOPIC_ALREADY_EXISTS)
+            result_of(future, f"topic {name!r} can't be created", allowed=Fault.TOPIC_ALREADY_EXISTS)
         deadline = time.monotonic() + TIMEOUT_S
         while find_missing(options, missing) and time.monotonic() < deadline:
             time.sleep(0.1)  # other brokers of a cluster hear of a new topic a moment later
@@ -145,32 +144,6 @@ def watermarks(options: Mapping[str, str], topics: Iterable[str]) -> dict[str, d
         return {topic: reaches(consumer, topic) for topic in topics}
     finally:
         consumer.close()
-
-
-class EndOffsets:
-    """Asks for the ends of topics again and again, by one connection and one request a broker.
-
-    Partitions are those that the topics have now. Raises KafkaError if a topic is missing. After a failure the next
-    question goes by a new connection: the old one holds to the leaders' epochs of before an outage, for minutes.
-    """
-
-    def __init__(self, options: Mapping[str, str], topics: Iterable[str]) -> None:
-        with open_consumer(options) as consumer:
-            places = [TopicPartition(topic, p) for topic in topics for p in reaches(consumer, topic)]
-        self._wanted = {place: OffsetSpec.latest() for place in places}  # type: ignore[no-untyped-call]
-        self._options, self._admin = options, admin_of(options)
-
-    def now(self, timeout_s: float = TIMEOUT_S) -> dict[str, dict[int, int]]:
-        """End offset (of what is replicated) by topic and partition. Raises KafkaError."""
-        ends: dict[str, dict[int, int]] = {}
-        try:
-            for place, future in self._admin.list_offsets(self._wanted, request_timeout=timeout_s).items():
-                found = _result(future, f"{place.topic}:{place.partition}: its end can't be read")
-                ends.setdefault(place.topic, {})[place.partition] = int(found.offset)
-        except KafkaError:
-            self._admin = admin_of(self._options)
-            raise
-        return ends
 
 
 def find_holes(options: Mapping[str, str], gaps: Iterable[Gap]) -> list[Gap]:
@@ -369,14 +342,15 @@ def _max_message_bytes(admin: AdminClient, names: list[str]) -> dict[str, int]:
     resources = [ConfigResource(ResourceType.TOPIC, name) for name in names]
     limits = {}
     for resource, future in admin.describe_configs(resources, request_timeout=TIMEOUT_S).items():
-        entries = _result(
+        entries = result_of(
             future, f"settings of topic {resource.name!r} can't be read (the login needs DescribeConfigs)"
         )
         limits[str(resource.name)] = int(entries["max.message.bytes"].value)
     return limits
 
 
-def _result(future: "Future[Any]", what: str, allowed: int | None = None) -> Any:
+def result_of(future: "Future[Any]", what: str, allowed: int | None = None) -> Any:
+    """What an admin client answers, None for the code that is allowed. Raises KafkaError."""
     try:
         return future.result(TIMEOUT_S)
     except KafkaException as error:

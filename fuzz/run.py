@@ -12,6 +12,7 @@ import random
 import sys
 import warnings
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha1
 from io import BytesIO
 from pathlib import Path
@@ -151,14 +152,14 @@ def minimise(path: Path) -> None:
 
 def complaint(value: bytes) -> str | None:
     """Where and by what `check` was ended; None where it was not."""
-    try:
-        fuzzing.check(value)
-    except BaseException as error:  # noqa: BLE001  # anything at all is a find
-        trace = error.__traceback__
-        while trace is not None and trace.tb_next is not None and "broker" in trace.tb_next.tb_frame.f_code.co_filename:
-            trace = trace.tb_next
-        return f"{type(error).__name__} in line {trace.tb_lineno if trace else 0}: {error}"[:80]
-    return None
+    with ThreadPoolExecutor(1) as pool:
+        error = pool.submit(fuzzing.check, value).exception()
+    if error is None:
+        return None
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return f"{type(error).__name__} in line {trace.tb_lineno if trace else 0}: {error}"[:80]
 
 
 if __name__ == "__main__":

@@ -183,8 +183,16 @@ def test_the_audit_reads_what_the_bare_loop_reads() -> None:
 
 def test_the_faults_of_the_docs_are_those_of_the_result_files() -> None:
     runs = faults_table.read(faults_table.RESULTS)
-    assert faults_table.table(runs) in faults_table.PAGE.read_text()
+    assert faults_table.table(runs, faults_table.broken_off(faults_table.RESULTS)) in faults_table.PAGE.read_text()
     assert [run for run in runs if not faults.is_good(run)] == []
+
+
+def test_a_fault_run_that_comes_to_nothing_is_told(tmp_path: Path) -> None:
+    assert faults_table.broken_off(tmp_path) == []
+    for seed in (1, 2):
+        faults_table.note(tmp_path, "kafka", seed, "the job does not end")
+    assert faults_table.read(tmp_path) == []
+    assert "Came to no result: kafka 2." in faults_table.table([], faults_table.broken_off(tmp_path))
 
 
 def test_a_night_of_the_benchmark_is_read_by_all(tmp_path: Path) -> None:

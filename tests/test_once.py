@@ -13,7 +13,8 @@ from samples import whole
 
 from broker import checkpoint
 from broker.embedded import EmbeddedKafka
-from broker.topics import EndOffsets, check_topics, read_all
+from broker.leftovers import EndOffsets
+from broker.topics import check_topics, read_all
 
 
 def alerts(n: int) -> list[Alert]:

@@ -17,8 +17,8 @@ from samples import whole
 
 from broker import checkpoint
 from broker.embedded import EmbeddedKafka, free_port
+from broker.leftovers import EndOffsets
 from broker.supervise import Budget, Seldom, judge
-from broker.topics import EndOffsets
 
 AUTHORIZER = {
     "authorizer.class.name": "org.apache.kafka.metadata.authorizer.StandardAuthorizer",

@@ -1,9 +1,10 @@
 """Latency: from the broker's clock on the alert to the broker's clock on its answer (LogAppendTime both times).
 
-    python benchmarks/latency.py [--rate 100] [--warm-up 60] [--seconds 120] [--json FILE]
+    python benchmarks/latency.py [--rate 100] [--warm-up 60] [--seconds 120] [--with-async] [--json FILE]
 
 The product and a bare Spark query that copies the same topic (Kafka to Kafka, default trigger) take turns, each in a
 process of its own while the other is not running. Alerts that came during the warm-up are answered but not counted.
+--with-async adds the passthrough under asynchronous progress tracking: offsets and commits written beside the batches.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ from broker import model, session, sources  # noqa: E402
 from broker.embedded import MAX_MESSAGE_BYTES, EmbeddedKafka  # noqa: E402
 
 SYSTEMS = ("passthrough", "product")
+ASYNC = "passthrough-async"
 STARTUP_S, DRAIN_S = 120.0, 60.0
 TOPIC_SETTINGS = {"message.timestamp.type": "LogAppendTime", "max.message.bytes": str(MAX_MESSAGE_BYTES)}
 
@@ -51,15 +53,20 @@ class Plan:
     rounds: int
     cores: int
     model: str
+    systems: tuple[str, ...] = SYSTEMS
 
 
-def passthrough(todo: Job) -> None:
+def passthrough(todo: Job, is_async: bool = False) -> None:
     """Copies key and value from topic to topic, until it is told to stop."""
-    spark = session.start("passthrough", f"local[{todo.cores}]", "2g")
+    # Asynchronous progress tracking knows Kafka's sink by its second interface alone
+    extra = {"spark.sql.streaming.disabledV2Writers": ""} if is_async else {}
+    spark = session.start("passthrough", f"local[{todo.cores}]", "2g", extra)
     options = {"kafka.bootstrap.servers": todo.bootstrap_servers}
     frames = sources.kafka(spark, options, (todo.topic,), "earliest", todo.batch)
     writer = frames.select("key", "value").writeStream.format("kafka").options(**options, **PRODUCER)
     writer = writer.option("kafka.max.request.size", str(MAX_MESSAGE_BYTES)).option("topic", todo.out)
+    if is_async:
+        writer = writer.option("asyncProgressTrackingEnabled", "true")
     query = writer.option("checkpointLocation", str(todo.checkpoint)).start()
     signal.signal(signal.SIGTERM, lambda *_: query.stop())
     query.awaitTermination()
@@ -71,7 +78,7 @@ def measure(plan: Plan) -> dict[str, Any]:
     results: dict[str, Any] = throughput.about(plan) | {"runs": []}
     with EmbeddedKafka() as kafka:
         for number in range(plan.rounds):
-            for system in SYSTEMS:
+            for system in plan.systems:
                 run = _run(kafka, plan, system, number)
                 results["runs"].append(run)
                 say(
@@ -200,16 +207,18 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--cores", type=int, default=2, help="Spark's task slots")
     parser.add_argument("--model", default="t2b-1", help="released model, or a folder")
+    parser.add_argument("--with-async", action="store_true", help="the passthrough also with asynchronous progress")
     parser.add_argument("--json", type=Path, help="write the results here")
-    parser.add_argument("--child", choices=SYSTEMS, help=argparse.SUPPRESS)
+    parser.add_argument("--child", choices=(*SYSTEMS, ASYNC), help=argparse.SUPPRESS)
     parser.add_argument("--job", type=json.loads, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.child:
         todo = Job(**given.job)
-        throughput.product(todo, once=False) if given.child == "product" else passthrough(todo)
+        throughput.product(todo, once=False) if given.child == "product" else passthrough(todo, given.child == ASYNC)
         return
     folder = str(model.find(given.model).resolve())
     plan = Plan(given.load, given.rate, given.warm_up, given.seconds, given.rounds, given.cores, folder)
+    plan = replace(plan, systems=(*SYSTEMS, ASYNC) if given.with_async else SYSTEMS)
     results = measure(plan)
     if given.json:
         given.json.write_text(json.dumps(results, indent=1) + "\n")

@@ -35,19 +35,24 @@ TOPICS = {
     "elasticc": "{}-elasticc",
     "fink-ai": "fink_ai_{}",
     "fink": "{}-fink",
+    "fastdb": "{}-fastdb",
 }
+NOT = {"elasticc": ("fink", "fastdb"), "ztf": ("fastdb",)}
 WHERE = "p_SNIa >= 0 AND n_detections >= 0"  # true for what the model saw
 
 
 def kinds(survey: str) -> list[str]:
     """The outlets that a survey has."""
-    return [kind for kind in TOPICS if kind != "fink" or survey != "elasticc"]
+    return [kind for kind in TOPICS if kind not in NOT.get(survey, ())]
 
 
 def systems(survey: str) -> dict[str, str]:
     """What is compared: its name and the [[outlet]] blocks of its job."""
     one = {kind: block(kind) for kind in kinds(survey)}
-    return {"native alone": "", **one, "json with where": block("json", WHERE), "all": "".join(one.values())}
+    told = {"native alone": "", **one, "json with where": block("json", WHERE), "all": "".join(one.values())}
+    if "fastdb" in one:  # the only one that sends whole alerts
+        told["all but fastdb"] = "".join(text for kind, text in one.items() if kind != "fastdb")
+    return told
 
 
 def block(kind: str, where: str | None = None) -> str:

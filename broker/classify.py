@@ -178,8 +178,8 @@ def _read(
     parts, index = [alerts.filter(pa.array(decoded))], [np.flatnonzero(decoded)]
     refused: dict[int, Refusal] = {}
     for row in np.flatnonzero(~decoded).tolist():
-        value = batch.column("raw")[row].as_py()
-        found = second_reader.read(value, survey, assignment.max_alert_bytes, alerts.type)
+        value, key = (batch.column(name)[row].as_py() for name in ("raw", "key"))
+        found = second_reader.read(value, survey, assignment.max_alert_bytes, alerts.type, key)
         if isinstance(found, Refusal):
             refused[row] = found
             continue

@@ -85,7 +85,7 @@ def show_letter(
 
     loaded = settings.load(config)
     for letter in deadletter.find(loaded, alert):
-        parts = dissect(letter.value, deadletter.survey_of_letter(letter, loaded))
+        parts = dissect(letter.value, deadletter.survey_of_letter(letter, loaded), letter.key)
         letter_report.show(letter, deadletter.second_opinion(letter, loaded), parts, out)
 
 

@@ -86,7 +86,7 @@ class Selection:
         return (
             self.source in (None, letter.source)
             and self.reason in (None, letter.text("reason"))
-            and (self.schema is None or self.schema in wire_form(letter.value))
+            and (self.schema is None or self.schema in wire_form(letter.value, letter.key))
             and letter.time_ms >= (self.since_ms or 0)
         )
 
@@ -181,7 +181,7 @@ def second_opinion(letter: Rejected, config: Config) -> Opinion:
         return Opinion("unknown", "its source is not in this config, and its bytes do not tell the survey")
     survey = surveys.find(name)
     limit = source.max_alert_bytes if source is not None else 16_777_216
-    found = read(letter.value, survey, limit, struct_of(survey))
+    found = read(letter.value, survey, limit, struct_of(survey), letter.key)
     if isinstance(found, Refusal):
         return Opinion(found.reason, found.detail)
     for wrong, detail in implausible(found.alert, survey):
@@ -193,7 +193,7 @@ def second_opinion(letter: Rejected, config: Config) -> Opinion:
 def survey_of_letter(letter: Rejected, config: Config) -> str | None:
     """The survey of the letter's source; where this config lacks it, what the bytes tell."""
     source = next((s for s in config.sources if s.name == letter.source), None)
-    return source.survey if source is not None else survey_of_value(letter.value or b"")
+    return source.survey if source is not None else survey_of_value(letter.value or b"", letter.key)
 
 
 def struct_of(survey: Survey) -> pa.StructType:

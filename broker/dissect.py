@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from broker import registry
 from broker.container import Unreadable, read_header, unpacked
-from broker.wire import CONTAINER_MAGIC, FRAME_BYTES, schema_id_of
+from broker.wire import CONTAINER_MAGIC, FRAME_BYTES, schema_id_of, schema_in_key
 
 MAX_VALUES = 200_000  # a deep LSST alert has 80,000
 MAX_STEPS = 5 * MAX_VALUES  # a value takes one to four; records without fields take steps, but neither bytes nor values
@@ -51,10 +51,12 @@ class _Fault(Exception):
 _BAD_HEADER = (Unreadable, ValueError, RecursionError)
 
 
-def wire_form(value: bytes | None) -> str:
+def wire_form(value: bytes | None, key: bytes | None = None) -> str:
     """How an alert is wrapped, in a few words: what letters are grouped by. Never raises."""
     if not value:
         return "null" if value is None else "no bytes"
+    if schema_in_key(key) is not None:
+        return "schema in the key"
     if value.startswith(CONTAINER_MAGIC):
         try:
             return _container(value)[0]
@@ -64,14 +66,16 @@ def wire_form(value: bytes | None) -> str:
     return "no frame" if number is None else f"schema id {number}"
 
 
-def dissect(value: bytes | None, survey: str | None) -> Dissected:
+def dissect(value: bytes | None, survey: str | None, key: bytes | None = None) -> Dissected:
     """Take an alert apart; survey says whose bare bodies to try where neither frame nor container tells the schema."""
     data = value or b""
-    found = Dissected(wire_form(value), data)
+    found = Dissected(wire_form(value, key), data)
     if not data:
         found.fault = "there are no bytes"
         return found
     try:
+        if (text := schema_in_key(key)) is not None:
+            return _walked(data, 0, len(data), json.loads(text), found.form)
         if data.startswith(CONTAINER_MAGIC):
             return _of_container(data, found.form)
         number = schema_id_of(data)

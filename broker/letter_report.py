@@ -44,7 +44,7 @@ def grouped(found: Iterable[Rejected]) -> list[Group]:
     groups: dict[tuple[str, ...], Group] = {}
     for letter in found:
         hour = utc(letter.time_ms // _HOUR_MS * _HOUR_MS)
-        key = (hour, letter.source or "(not ours)", letter.text("reason"), wire_form(letter.value))
+        key = (hour, letter.source or "(not ours)", letter.text("reason"), wire_form(letter.value, letter.key))
         group = groups.setdefault(key, Group(*key))
         group.n += 1
         group.n_bytes += letter.n_bytes
@@ -58,7 +58,7 @@ def in_common(found: Iterable[Rejected]) -> list[str]:
     """
     properties: dict[str, Callable[[Rejected], str]] = {
         "reason": lambda letter: letter.text("reason"),
-        "schema": lambda letter: wire_form(letter.value),
+        "schema": lambda letter: wire_form(letter.value, letter.key),
         "detail": lambda letter: re.sub(r"\d+", "N", letter.text("detail"))[:200],
         "partition": lambda letter: letter.text("alert").rpartition(":")[0],
     }
@@ -113,7 +113,7 @@ def show_list(chosen: list[Rejected], n: int, console: Console) -> None:
     table.add_column("cut")
     for letter in chosen:
         alert = letter.text("alert") or f"({letter.place}: not ours)"
-        told = (alert, letter.text("reason"), wire_form(letter.value), letter.text("detail"))
+        told = (alert, letter.text("reason"), wire_form(letter.value, letter.key), letter.text("detail"))
         texts = [Text(printable(text)) for text in told]
         table.add_row(utc(letter.time_ms), *texts, str(letter.n_bytes), "cut" if letter.is_cut else "")
     console.print(table)

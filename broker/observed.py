@@ -21,7 +21,7 @@ from broker.lightcurve import TAI_MINUS_UTC_S, mjd_tai_of_jd_utc
 from broker.recognise import survey_of_schema
 from broker.second_reader import Bounded
 from broker.surveys import Survey
-from broker.wire import CONTAINER_MAGIC, FRAME_BYTES, schema_id_of
+from broker.wire import CONTAINER_MAGIC, FRAME_BYTES, schema_id_of, schema_in_key
 
 _MJD_OF_1970 = 40_587.0
 
@@ -60,10 +60,13 @@ class _Reader:
         return Observed(self.survey.name, time) if is_plausible else None
 
 
-def observed(value: bytes | None) -> Observed | None:
-    """Time of an alert in any of its forms; None where the bytes don't tell."""
+def observed(value: bytes | None, key: bytes | None = None) -> Observed | None:
+    """Time of an alert in any of its forms; None where the bytes, and the key of their message, don't tell."""
     if not value:
         return None
+    if (text := schema_in_key(key)) is not None:
+        reader = _reader_of(text)
+        return reader.read(value) if reader else None
     if value.startswith(CONTAINER_MAGIC):
         try:
             header, end = container.read_header(value)

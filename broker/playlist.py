@@ -85,7 +85,7 @@ def _chosen(wish: Wish, options: Mapping[str, str]) -> Iterator[Play]:
     has_span = wish.since is not None or wish.until is not None
     looks = wish.needs_times or has_span or wish.order == "observation"
     for found in _frames(wish.paths, options):
-        when = observed(found.value) if looks else None
+        when = observed(found.value, found.key) if looks else None
         if has_span and when is None:
             continue
         if when is not None:

@@ -7,11 +7,13 @@ import json
 from broker import container, registry, surveys
 from broker.decode import schema_pair
 from broker.errors import SchemaError
-from broker.wire import CONTAINER_MAGIC, schema_id_of
+from broker.wire import CONTAINER_MAGIC, schema_id_of, schema_in_key
 
 
-def survey_of_value(value: bytes) -> str | None:
-    """lsst, ztf or elasticc; None where the bytes don't tell."""
+def survey_of_value(value: bytes, key: bytes | None = None) -> str | None:
+    """lsst, ztf or elasticc; None where the bytes, and the key of their message, don't tell."""
+    if (text := schema_in_key(key)) is not None:
+        return survey_of_schema(json.loads(text))
     if value.startswith(CONTAINER_MAGIC):
         try:
             header, _ = container.read_header(value)

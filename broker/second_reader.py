@@ -22,7 +22,7 @@ from broker.decode import MAX_ITEMS, schema_pair
 from broker.errors import SchemaError
 from broker.registry import Schema
 from broker.surveys import Survey
-from broker.wire import CONTAINER_MAGIC, FRAME_BYTES, schema_id_of
+from broker.wire import CONTAINER_MAGIC, FRAME_BYTES, MAX_SCHEMA_CHARS, schema_id_of, schema_in_key
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -32,7 +32,6 @@ else:
 # Beyond what the worker holds already. 16 MB of one-byte items would become gigabytes of Python objects; the largest
 # sample alert (532 kB, 1,020 detections and 1,041 forced points) takes 2.7 MB at its peak.
 READER_MEMORY_BYTES = 256 * 2**20
-MAX_SCHEMA_CHARS = 2**20  # embedded schemas have up to 60,000; 64 of them are remembered
 MAX_DETAIL_BYTES = 900  # of what is wrong, which may quote the alert
 _HEADER = fastavro.parse_schema(
     {
@@ -69,11 +68,16 @@ def _short(detail: str) -> str:
     return detail if len(told) <= MAX_DETAIL_BYTES else f"{told[:MAX_DETAIL_BYTES].decode(errors='ignore')} ..."
 
 
-def read(value: bytes | None, survey: Survey, max_alert_bytes: int, struct: pa.StructType) -> Read | Refusal:
-    """One alert from its bytes, as the struct that the JVM gives. Never raises: what is wrong is the answer."""
+def read(
+    value: bytes | None, survey: Survey, max_alert_bytes: int, struct: pa.StructType, key: bytes | None = None
+) -> Read | Refusal:
+    """One alert from its bytes, as the struct that the JVM gives. Never raises: what is wrong is the answer.
+
+    key: of its message; on Fink's topics it holds the schema.
+    """
     try:
         with limited_memory(READER_MEMORY_BYTES):
-            alert, schema = _read(value, survey, max_alert_bytes)
+            alert, schema = _read(value, key, survey, max_alert_bytes)
             return Read(pa.array([alert], struct), schema)
     except Refusal as refusal:
         # A new one: the traceback of the one that was raised would keep the whole batch alive (1.6 GB seen).
@@ -135,11 +139,14 @@ def limited_memory(n_bytes: int) -> Iterator[None]:
 Labelled = tuple[dict[str, object], str]
 
 
-def _read(value: bytes | None, survey: Survey, max_alert_bytes: int) -> Labelled:
+def _read(value: bytes | None, key: bytes | None, survey: Survey, max_alert_bytes: int) -> Labelled:
     if not value:
         raise Refusal("empty", "null value" if value is None else "value of 0 bytes")
     if len(value) > max_alert_bytes:
         raise Refusal("too_large", f"{len(value)} bytes; max_alert_bytes is {max_alert_bytes}")
+    text = schema_in_key(key)
+    if text is not None:
+        return _datum(value, *_schemas(text, survey.name, survey.extra)), _label(text)
     if value.startswith(CONTAINER_MAGIC):
         return _read_container(value, survey, max_alert_bytes)
     if survey.framing == "bare":
@@ -197,7 +204,7 @@ def _read_container(value: bytes, survey: Survey, max_alert_bytes: int) -> Label
         raise Refusal("damaged", f"container block of {size} bytes is cut short or not followed by its sync marker")
     if count != 1 or file.tell() != len(value):
         raise Refusal("damaged", f"container holds {count if count != 1 else 'more than 1'} records; an alert is one")
-    return _datum(unpack(block, codec, max_alert_bytes), *schemas), _label(json.loads(text))
+    return _datum(unpack(block, codec, max_alert_bytes), *schemas), _label(text)
 
 
 def _long(file: BytesIO) -> int:
@@ -206,7 +213,9 @@ def _long(file: BytesIO) -> int:
     return number
 
 
-def _label(schema: Schema) -> str:
+@lru_cache(maxsize=64)
+def _label(text: str) -> str:
+    schema = json.loads(text)
     version = schema.get("version")
     text = f"{schema.get('name')}{'' if version is None else f' {version}'}"
     return text[:100].encode(errors="replace").decode()  # JSON can hold halves of characters, Avro and Arrow can't
@@ -273,7 +282,7 @@ def _schemas(text: str, survey: str, extra: surveys.Extra = ()) -> tuple[Schema,
     try:
         writer = json.loads(text)
         if not isinstance(writer, dict) or writer.get("type") != "record":
-            raise Refusal("wrong_survey", "the container's schema is not a record")
+            raise Refusal("wrong_survey", "the schema that came with it is not a record")
         _refuse_zero_bytes(writer, {"null"})
         apart, reader = schema_pair(writer, surveys.widened(surveys.find(survey), extra), widest=True)
     except SchemaError as error:

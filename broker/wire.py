@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import struct
+from functools import lru_cache
 
 from pyspark.sql import Column
 from pyspark.sql import functions as F
@@ -12,6 +14,7 @@ from broker.surveys import Survey
 
 CONTAINER_MAGIC = b"Obj\x01"
 FRAME_BYTES = 5  # 0x00 and the schema id, big-endian
+MAX_SCHEMA_CHARS = 2**20  # of a schema that comes with an alert; real ones have up to 60,000
 
 
 def schema_label(survey: Survey, writers: tuple[Writer, ...], value: Column) -> Column:
@@ -42,3 +45,17 @@ def schema_id_of(value: bytes) -> int | None:
         return None
     number: int = struct.unpack_from(">I", value, 1)[0]
     return number
+
+
+def schema_in_key(key: bytes | None) -> str | None:
+    """The record schema that stands in the key of a message, as on Fink's topics; None for any other key."""
+    return _record_schema(key) if key is not None and key.startswith(b"{") and len(key) <= MAX_SCHEMA_CHARS else None
+
+
+@lru_cache(maxsize=64)
+def _record_schema(key: bytes) -> str | None:
+    try:
+        schema = json.loads(text := key.decode())
+    except (ValueError, RecursionError):
+        return None
+    return text if isinstance(schema, dict) and schema.get("type") == "record" else None

@@ -88,7 +88,6 @@ class Kind:
     kafka: Mapping[str, str | int] = field(default_factory=dict)
     around: Callable[[Run], AbstractContextManager[object]] = lambda _: nullcontext()
     damaged: float = 0.01
-    share: float = 1.0  # of the alerts of a run of another kind
     slower: float = 1.0  # so much longer is the feed
     disk: str = ""
     all_phases: bool = False

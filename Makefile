@@ -64,12 +64,13 @@ bench: venv
 	$(BIN)/python -P -m benchmarks
 
 # The readers that people use, each in an environment of its own, on what the job wrote: a package index is needed
-CLIENTS := $(patsubst %,.conformance/%/.ready,fink hop plain)
+CLIENTS := $(patsubst %,.conformance/%/.ready,fink hop plain module)
 .conformance/%/.ready: conformance/requirements-%.txt
 	$(PYTHON) -m venv --clear .conformance/$*
 	.conformance/$*/bin/pip install --quiet --disable-pip-version-check -r $<
 	touch $@
 conformance: venv $(CLIENTS)
+	.conformance/module/bin/pip install --quiet --disable-pip-version-check --no-deps --force-reinstall dist/*.whl
 	$(BIN)/python -P conformance/run.py
 
 # The clock of the job's own processes, which a fault sets an hour ahead: not a dependency of anything else
@@ -105,7 +106,7 @@ lock: LOCK := build/lock/bin/uv pip compile --quiet --universal --python-version
 lock:
 	$(PYTHON) -m venv build/lock
 	build/lock/bin/pip install --quiet --disable-pip-version-check uv
-	$(LOCK) --extra train --extra dev --output-file requirements.lock
+	$(LOCK) --extra plot --extra train --extra dev --output-file requirements.lock
 	$(LOCK) --constraint requirements.lock --output-file docker/requirements.lock
 
 clean:

@@ -63,6 +63,11 @@ def block(kind: str, where: str | None = None) -> str:
     return text + (f'where = "{where}"\n' if where else "")
 
 
+def source_settings(blocks: str) -> str:
+    """What a source needs for them: a fastdb record is larger than its alert, and must fit its topic."""
+    return "max_alert_bytes = 8388608\n" if 'kind = "fastdb"' in blocks else ""
+
+
 def measure(loads: list[str], chosen: list[str], n: int, warm_up: int, rounds: int) -> dict[str, Any]:
     """The chosen systems (all if none is given) over every load, in turns; native alone is always among them."""
     results: dict[str, Any] = {"machine": machine.describe(), "alerts": n, "warm_up": warm_up, "loads": {}}
@@ -112,9 +117,9 @@ def _run(servers: str, survey: str, topic: str, out: str, name: str, n: int, war
 
 def child(name: str, todo: Job, warm_up: int) -> dict[str, float]:
     """One system over one topic, in this process."""
-    clock, more = throughput.Clock(), systems(todo.survey)[name].replace("{}", todo.out)
+    clock, blocks = throughput.Clock(), systems(todo.survey)[name].replace("{}", todo.out)
     with throughput.watching(todo.checkpoint, clock):
-        throughput.product(replace(todo), more=more)
+        throughput.product(replace(todo), more=source_settings(blocks) + blocks)
     return clock.after(warm_up)
 
 

@@ -148,14 +148,15 @@ def original_of(options: Mapping[str, str], letter: Rejected) -> Rejected | None
     offset = letter.text("alert").rpartition(":")[2]
     if place is None or not offset.isdecimal() or find_missing(options, [place.topic]):
         return None
-    found = _record_at(options, place.topic, place.partition, int(offset))
+    found = record_at(options, place.topic, place.partition, int(offset))
     if found is None or hashlib.sha256(_bytes(found.value()) or b"").hexdigest() != letter.text("sha256"):
         return None
     headers = {name: value for name, value in letter.headers.items() if name not in ("cut", "n_bytes", "sha256")}
     return replace(letter, key=_bytes(found.key()), value=_bytes(found.value()), headers=headers)
 
 
-def _record_at(options: Mapping[str, str], topic: str, partition: int, offset: int) -> Message | None:
+def record_at(options: Mapping[str, str], topic: str, partition: int, offset: int) -> Message | None:
+    """The message at these coordinates; None where the topic holds it no more."""
     with open_consumer(options) as consumer:
         held = reaches(consumer, topic).get(partition)
         if held is None or not held.first <= offset < held.last_exclusive:

@@ -1,8 +1,9 @@
 """`make conformance`: the clients that people use, each in an environment of its own, read what the job wrote.
 
 Real and made-up alerts of each survey go through `broker run` on the embedded Kafka, with poison among them; every
-outlet takes all that was read. Then each client reads its topic to the end. Prints a line a client; exit code 1 where
-one has stopped, or has read less than was written.
+outlet takes all that was read. Then each client reads its topic to the end. The samples go once more through a job, in
+the form in which Fink sends alerts on, without forced photometry: `broker.fink` in Fink's Spark must say the same of
+them. Prints a line a client; exit code 1 where one has stopped, or has read less than was written.
 """
 
 from __future__ import annotations
@@ -14,16 +15,22 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
 
+import pyarrow as pa  # noqa: E402
+import pyarrow.parquet as pq  # noqa: E402
+from fink_form import as_fink_sends, record_of  # noqa: E402
 from generate import LABELS, generated  # noqa: E402
 from registry_server import RegistryServer  # noqa: E402
-from running import Alert, broker, send, topics_of, write_config  # noqa: E402
-from samples import whole  # noqa: E402
+from running import Alert, broker, read_outcome, send, topics_of, write_config  # noqa: E402
+from samples import Sample, originals, whole  # noqa: E402
 
 from broker.embedded import EmbeddedKafka  # noqa: E402
+from broker.fink import RUBIN, ZTF  # noqa: E402
+from broker.outlets import native  # noqa: E402
 from broker.outlets.fastdb import MORE_BYTES  # noqa: E402
 from broker.topics import read_all  # noqa: E402
 
@@ -31,6 +38,20 @@ HERE = ROOT / "conformance"
 KINDS = {"json": "json", "lasair": "anno_t2b", "hop": "hop", "elasticc": "elasticc", "fink-ai": "fink_ai_t2b"}
 MAX_ALERT_BYTES = 4_194_304
 POISON = (None, b"", b"junk", b"Obj\x01", b"\x00\x00\x00\x30\x39")
+CONTRACTS = {"ztf": ZTF, "lsst": RUBIN}
+# Every source that Fink passes on counts as a detection; the job asks its floors first
+NO_FLOORS = """[policy]
+ztf_max_nbad = 1000000000
+ztf_min_drb = -1.0
+ztf_min_rb = -1.0
+lsst_min_reliability = -1.0
+lsst_abstains_on_psf_flux_flag = false
+lsst_abstains_on_bad_pixels = false
+lsst_abstains_on_cosmic_ray_center = false
+lsst_abstains_on_saturated_center = false
+lsst_abstains_on_dipole = false
+lsst_abstains_on_glint_trail = false
+"""
 Counts = dict[str, int]
 
 
@@ -156,14 +177,71 @@ def due(servers: str, survey: str) -> Counts:
     return wanted
 
 
+# --- broker.fink in Fink's environment ----------------------------------------------------------------------------
+
+
+def said_by_the_job(kafka: EmbeddedKafka, samples: dict[str, list[Sample]], folder: Path) -> dict[str, dict[int, Any]]:
+    """Record of each sample by its number: Fink's topics in, no forced photometry, no floors."""
+    sources = []
+    for survey, chosen in samples.items():
+        kafka.create_topics({f"fink-{survey}": 1})
+        send(kafka, f"fink-{survey}", [as_fink_sends(sample, has_forced=False) for sample in chosen])
+        sources.append({"name": survey, "survey": survey, "topics": [f"fink-{survey}"], "programids": [1, 2, 3]})
+    folder.mkdir()
+    settings = {**topics_of("module"), "create_topics": True}
+    config = write_config(folder, kafka.bootstrap_servers, sources, settings, NO_FLOORS)
+    done = broker("run", "--config", config, "--once", timeout_s=900)
+    print(done.stdout.strip() or done.stderr[-2000:])
+    assert done.returncode == 0, done.stderr
+    found: dict[str, dict[int, Any]] = {survey: {} for survey in samples}
+    for place, (message,) in read_outcome(kafka.bootstrap_servers, settings).classifications.items():
+        found[place.topic.removeprefix("fink-")][place.offset] = native.read(message.value() or b"")
+    return found
+
+
+def columns_of(survey: str, samples: list[Sample], said: dict[int, Any]) -> pa.Table:
+    """What concat_col makes of the alerts that the job has a record of, and what it said."""
+    contract = CONTRACTS[survey]
+    columns: dict[str, list[Any]] = {name: [] for name in (*contract.columns, "due_class", "due_score")}
+    for number, record in sorted(said.items()):
+        alert, _ = record_of(samples[number])
+        for name, field in zip(contract.columns, contract.detections.values(), strict=True):
+            past = [point.get(field) for point in alert[contract.history] or ()]
+            columns[name].append([*past, alert[contract.current].get(field)])
+        best = max(record["classifications"] or (), key=lambda c: c["probability"], default={})
+        columns["due_class"].append(best.get("class_name"))
+        columns["due_score"].append(best.get("probability"))
+    return pa.table(columns)
+
+
+def module(python: Path, kafka: EmbeddedKafka, surveys: list[str], folder: Path, alerts: Path | None) -> bool:
+    """Whether broker.fink says what the job says, of all samples (and of a folder of original alerts)."""
+    samples = {
+        survey: [*whole(survey), *(originals(alerts, survey) if alerts else ())]
+        for survey in surveys
+        if survey in CONTRACTS
+    }
+    said, is_fine = said_by_the_job(kafka, samples, folder), True
+    for survey, chosen in samples.items():
+        path = folder / f"{survey}.parquet"
+        pq.write_table(columns_of(survey, chosen, said[survey]), path)
+        found = json.loads(client(python, HERE / "client_module.py", survey, path).splitlines()[-1])
+        is_right = found["same"] == found["alerts"] == len(said[survey]) > 0
+        is_fine &= is_right
+        told = f"{found['same']:6} of {found['alerts']:6} the same, {found['alerts_per_s']} alerts/s on one core"
+        print(f"{survey:9} {'broker.fink':18} {told} {'' if is_right else 'WRONG'}")
+    return is_fine
+
+
 def main() -> int:
     """Everything; 0 where each client has read all."""
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--environments", type=Path, default=ROOT / ".conformance")
     options.add_argument("--alerts", type=int, default=1000, help="of each survey")
     options.add_argument("--surveys", default="lsst,ztf,elasticc")
+    options.add_argument("--originals", type=Path, help="a folder of original alerts, for broker.fink")
     asked = options.parse_args()
-    pythons = {name: asked.environments / name / "bin" / "python" for name in ("fink", "hop", "plain")}
+    pythons = {name: asked.environments / name / "bin" / "python" for name in ("fink", "hop", "plain", "module")}
     surveys, is_fine = asked.surveys.split(","), True
     with tempfile.TemporaryDirectory() as scratch, EmbeddedKafka() as kafka, RegistryServer() as registry:
         folder, servers = Path(scratch), kafka.bootstrap_servers
@@ -178,6 +256,7 @@ def main() -> int:
         due_n = len(written(servers, "all-classifications"))
         is_fine &= n == due_n > 0
         print(f"{'all':9} {'AvroDeserializer':18} {n:6} of {due_n:6} {'' if n == due_n > 0 else 'WRONG'}")
+        is_fine &= module(pythons["module"], kafka, surveys, folder / "module", asked.originals)
     return 0 if is_fine else 1
 
 

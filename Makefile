@@ -64,7 +64,7 @@ bench: venv
 	$(BIN)/python -P -m benchmarks
 
 # The readers that people use, each in an environment of its own, on what the job wrote: a package index is needed
-CLIENTS := $(patsubst %,.conformance/%/.ready,fink hop plain module)
+CLIENTS := $(patsubst %,.conformance/%/.ready,fink hop plain module oracle)
 .conformance/%/.ready: conformance/requirements-%.txt
 	$(PYTHON) -m venv --clear .conformance/$*
 	.conformance/$*/bin/pip install --quiet --disable-pip-version-check -r $<

@@ -77,7 +77,7 @@ def measure(seconds: float) -> list[dict[str, float]]:
     with tempfile.TemporaryDirectory() as folder, EmbeddedKafka() as kafka:
         path = Path(folder, "job.toml")
         path.write_text(CONFIG.replace("SERVERS", kafka.bootstrap_servers))
-        job = Job(path, Path(folder, "log"))
+        job = Job(path, Path(folder, "log"), {})
         try:
             while not job.is_running and job.process.poll() is None:
                 time.sleep(0.2)

@@ -11,10 +11,10 @@ import numpy as np
 
 from broker import surveys
 from broker.config import Policy
-from broker.deadletter import record_at, struct_of
+from broker.deadletter import letter_of, record_at, struct_of
 from broker.errors import UsageError
 from broker.gather import gather
-from broker.lightcurve import AB_ZERO_POINT_NJY, BANDS, LightCurves, merge
+from broker.lightcurve import AB_ZERO_POINT_NJY, BANDS, Floats, LightCurves, merge
 from broker.outlets.native import SchemaOf
 from broker.reading import decode
 from broker.recognise import survey_of_value
@@ -34,9 +34,10 @@ class Drawing:
     title: str
     curve: LightCurves
 
-    def days(self) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
-        """Days before and after the newest point."""
-        return self.curve.mjd_tai - self.curve.mjd_tai.max(initial=-np.inf)
+    def days(self) -> Floats:
+        """Days of each point before the newest one."""
+        days: Floats = self.curve.mjd_tai - self.curve.mjd_tai.max(initial=-np.inf)
+        return days
 
 
 def drawing(options: Mapping[str, str], topic: str, object_id: str, schema_of: SchemaOf) -> Drawing:
@@ -48,8 +49,8 @@ def drawing(options: Mapping[str, str], topic: str, object_id: str, schema_of: S
             newest = message, record
     if newest is None:
         raise UsageError(f"topic {topic!r} has no record of object {object_id!r}")
-    told = dict(newest[0].headers() or ())
-    alert, model = (bytes(told.get(name) or b"").decode(errors="replace") for name in ("alert", "model"))
+    letter = letter_of(newest[0])
+    alert, model = letter.text("alert"), letter.text("model")
     curve = _curve(options, alert, str(newest[1].get("survey") or ""))
     said = (newest[1].get(name) for name in ("class_name", "probability", "status"))
     return Drawing(", ".join((object_id, *(_short(word) for word in said if word is not None), model, alert)), curve)

@@ -3,16 +3,19 @@
 Real and made-up alerts of each survey go through `broker run` on the embedded Kafka, with poison among them; every
 outlet takes all that was read. Then each client reads its topic to the end. The samples go once more through a job, in
 the form in which Fink sends alerts on, without forced photometry: `broker.fink` in Fink's Spark must say the same of
-them. Prints a line a client; exit code 1 where one has stopped, or has read less than was written.
+them. And Rubin's and AMPEL's readers must see in the samples what ours see. Prints a line a client; exit code 1 where
+one has stopped, or has read less than was written.
 """
 
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
 import subprocess
 import sys
+import tarfile
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -20,6 +23,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
 
+import fastavro  # noqa: E402
 import pyarrow as pa  # noqa: E402
 import pyarrow.parquet as pq  # noqa: E402
 from fink_form import as_fink_sends, record_of  # noqa: E402
@@ -28,10 +32,15 @@ from registry_server import RegistryServer  # noqa: E402
 from running import Alert, broker, read_outcome, send, topics_of, write_config  # noqa: E402
 from samples import Sample, originals, whole  # noqa: E402
 
+from broker.archive import read_frames  # noqa: E402
+from broker.deadletter import struct_of  # noqa: E402
 from broker.embedded import EmbeddedKafka  # noqa: E402
 from broker.fink import RUBIN, ZTF  # noqa: E402
 from broker.outlets import native  # noqa: E402
 from broker.outlets.fastdb import MORE_BYTES  # noqa: E402
+from broker.second_reader import Read  # noqa: E402
+from broker.second_reader import read as second_reader  # noqa: E402
+from broker.surveys import find as surveys_table  # noqa: E402
 from broker.topics import read_all  # noqa: E402
 
 HERE = ROOT / "conformance"
@@ -52,6 +61,7 @@ lsst_abstains_on_saturated_center = false
 lsst_abstains_on_dipole = false
 lsst_abstains_on_glint_trail = false
 """
+ENVIRONMENTS = ("fink", "hop", "plain", "module", "oracle")
 Counts = dict[str, int]
 
 
@@ -233,6 +243,33 @@ def module(python: Path, kafka: EmbeddedKafka, surveys: list[str], folder: Path,
     return is_fine
 
 
+def oracles(python: Path, folder: Path) -> bool:
+    """Whether others' readers see in the samples what ours do: the LSST frames, and a night of ZTF as a tar.gz."""
+    folder.mkdir()
+    table = surveys_table("lsst")
+    for number, sample in enumerate(whole("lsst")):
+        found = second_reader(sample.data, table, MAX_ALERT_BYTES, struct_of(table))
+        assert isinstance(found, Read)
+        (folder / f"{number}.bin").write_bytes(sample.data)
+        ours = {"fields": table.fields, "alert": found.alert[0].as_py()}
+        (folder / f"{number}.json").write_text(json.dumps(ours))
+    night = folder / "night.tar.gz"
+    with tarfile.open(night, "w:gz", compresslevel=1) as archive:
+        for number, sample in enumerate(whole("ztf")):
+            member = tarfile.TarInfo(f"{number}.avro")
+            member.size = len(sample.data)
+            archive.addfile(member, io.BytesIO(sample.data))
+    frames = [frame.value or b"" for frame in read_frames(night, night, MAX_ALERT_BYTES)]
+    alerts = [alert for value in frames for alert in fastavro.reader(io.BytesIO(value))]
+    night.with_name("night.json").write_text(json.dumps([[a["objectId"], a["candid"]] for a in alerts]))
+    found_by = json.loads(client(python, HERE / "client_oracle.py", folder).splitlines()[-1])
+    for survey, name in (("lsst", "lsst-alert-packet"), ("ztf", "ampel-alerts")):
+        n_same, n = found_by[survey]
+        right = "" if n_same == n == len(whole(survey)) else "WRONG"
+        print(f"{survey:9} {name:18} {n_same:6} of {n:6} {right}")
+    return all(n_same == n == len(whole(survey)) for survey, (n_same, n) in found_by.items())
+
+
 def main() -> int:
     """Everything; 0 where each client has read all."""
     options = argparse.ArgumentParser(description=__doc__)
@@ -241,7 +278,7 @@ def main() -> int:
     options.add_argument("--surveys", default="lsst,ztf,elasticc")
     options.add_argument("--originals", type=Path, help="a folder of original alerts, for broker.fink")
     asked = options.parse_args()
-    pythons = {name: asked.environments / name / "bin" / "python" for name in ("fink", "hop", "plain", "module")}
+    pythons = {name: asked.environments / name / "bin" / "python" for name in ENVIRONMENTS}
     surveys, is_fine = asked.surveys.split(","), True
     with tempfile.TemporaryDirectory() as scratch, EmbeddedKafka() as kafka, RegistryServer() as registry:
         folder, servers = Path(scratch), kafka.bootstrap_servers
@@ -257,6 +294,7 @@ def main() -> int:
         is_fine &= n == due_n > 0
         print(f"{'all':9} {'AvroDeserializer':18} {n:6} of {due_n:6} {'' if n == due_n > 0 else 'WRONG'}")
         is_fine &= module(pythons["module"], kafka, surveys, folder / "module", asked.originals)
+        is_fine &= oracles(pythons["oracle"], folder / "oracles")
     return 0 if is_fine else 1
 
 

@@ -6,7 +6,7 @@ from typing import Any, cast
 import pytest
 from decoding import MAX_ALERT_BYTES, struct_of
 from fink_form import as_fink_sends
-from running import Alert, broker, headers, read_outcome, send, topics_of, write_config
+from running import Alert, Place, broker, headers, read_outcome, send, topics_of, write_config
 from samples import whole
 
 from broker import surveys
@@ -85,7 +85,8 @@ def test_the_job_reads_them_as_it_reads_the_surveys_own(kafka: EmbeddedKafka, tm
     text = (Path(__file__).parent.parent / "examples" / "fink.toml").read_text()
     names = {"fink_sn_near_galaxy_candidate_ztf": "ztf", "fink_extragalactic_new_candidate_lsst": "lsst"}
     chosen = {survey: whole(survey)[:12] for survey in names.values()}
-    plain, sent = {}, {}
+    plain: dict[Place, Alert] = {}
+    sent: dict[Place, Alert] = {}
     kafka.create_topics({**dict.fromkeys(names, 2), "plain-ztf": 1, "plain-lsst": 1})
     for topic, survey in names.items():
         assert topic in text

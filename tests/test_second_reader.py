@@ -17,8 +17,8 @@ from samples import ROOT, damaged, whole
 from broker import registry, surveys
 from broker.container import Unreadable, read_header, records
 from broker.observed import observed
-from broker.second_reader import MAX_SCHEMA_CHARS, Read, Refusal, read, unpack
-from broker.wire import frame
+from broker.second_reader import Read, Refusal, read, unpack
+from broker.wire import MAX_SCHEMA_CHARS, frame
 
 
 def refusal(value: bytes | None, survey: str = "ztf", max_alert_bytes: int = MAX_ALERT_BYTES) -> tuple[str, str]:

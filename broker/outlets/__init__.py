@@ -47,7 +47,7 @@ def rows(topic: str, keys: list[bytes | None], values: list[bytes | None], heade
 def records(
     topic: str,
     keys: Sequence[bytes],
-    values: Sequence[bytes],
+    values: Sequence[bytes] | pa.Array,
     alerts: Sequence[bytes],
     model: bytes,
     more: Sequence[tuple[str, bytes]] = (),
@@ -67,7 +67,7 @@ def records(
 def _rows(
     topic: str,
     keys: Sequence[bytes | None],
-    values: Sequence[bytes | None],
+    values: Sequence[bytes | None] | pa.Array,
     headers: pa.Array,
     partitions: pa.Array | None = None,
 ) -> pa.RecordBatch:
@@ -76,7 +76,7 @@ def _rows(
         pa.array([topic] * n, pa.string()),
         pa.nulls(n, pa.int32()) if partitions is None else partitions,
         pa.array(keys, pa.binary()),
-        pa.array(values, pa.binary()),
+        values if isinstance(values, pa.Array) else pa.array(values, pa.binary()),
         headers,
     ]
     return pa.RecordBatch.from_arrays(columns, schema=ROWS)

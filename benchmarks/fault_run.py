@@ -212,8 +212,19 @@ class Run:
 
     def snap(self) -> None:
         """Now it is broken: remember what the checkpoints and the topics are like."""
-        ends = self.asker.now()
+        ends = self._ends()
         self.moment = Moment(fault_books.planned(self.folder), {topic: ends[topic] for topic in self.outputs})
+
+    def _ends(self, limit_s: float = 60.0) -> dict[str, dict[int, int]]:
+        """End offsets, also where Kafka was away a moment ago."""
+        deadline = time.monotonic() + limit_s
+        while True:
+            try:
+                return self.asker.now()
+            except KafkaError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.5)
 
     # --- the job ------------------------------------------------------------------------------------------------------
 

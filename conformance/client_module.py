@@ -19,7 +19,7 @@ from pyspark.sql import DataFrame, SparkSession
 
 from broker.fink import RUBIN, ZTF, classify_rubin, classify_ztf
 
-OURS = {"broker", *(f"broker.{name}" for name in ("fink", "lightcurve", "model", "errors"))}
+OURS = {"broker", *(f"broker.{name}" for name in ("fink", "lightcurve", "model", "classes", "errors"))}
 AT_LEAST = 30_000  # rows over which the pace is taken
 TOLERANCE = 1e-6
 

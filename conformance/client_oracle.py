@@ -7,7 +7,6 @@ values), and night.tar.gz with the ids that we read from it, in order, in night.
 """
 
 import json
-import logging
 import struct
 import sys
 from pathlib import Path
@@ -43,7 +42,6 @@ for path in sorted(folder.glob("*.bin")):
     n_same += theirs == json.dumps(ours["alert"], sort_keys=True)  # as text: NaN equals itself
 
 loader = TarAlertLoader(file_path=str(folder / "night.tar.gz"), file_obj=None)
-loader.logger = logging.getLogger()
 found = [[a["objectId"], a["candid"]] for member in loader for a in fastavro.reader(member)]
 ours = json.loads((folder / "night.json").read_text())
 same_night = sum(a == b for a, b in zip(found, ours, strict=False)) if len(found) == len(ours) else 0

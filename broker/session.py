@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
+import shutil
 import signal
 import sys
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import cast
@@ -27,6 +30,8 @@ COMPILE_LATER = (
     "-XX:Tier4InvocationThreshold=50000 -XX:Tier4MinInvocationThreshold=6000 "
     "-XX:Tier4CompileThreshold=150000 -XX:Tier4BackEdgeThreshold=400000"
 )
+
+LONGEST_FOLDER = 60  # characters: macOS takes 103 for the whole path of a socket, of which Spark adds 42
 
 # Avro's fast reader keeps every schema that it has ever seen (AVRO-4253), and each batch parses its own: 0.6 MB a
 # batch, which would fill a heap of 2 GB in a quarter of an hour at 100 alerts/s. forget_readers empties that memory in
@@ -64,9 +69,6 @@ def start(name: str, master: str, driver_memory: str, extra: Mapping[str, str] |
         "spark.ui.retainedStages": "1",
         "spark.ui.retainedTasks": "1",
         "spark.ui.liveUpdate.period": "-1",
-        # Over TCP the last bytes of a small batch wait for an acknowledgement that the other side holds back for 40 ms:
-        # a task's first alerts reached Python 41 ms after its start, so 19 (100 alerts/s, busy machine).
-        "spark.python.unix.domain.socket.enabled": "true",
         "spark.task.maxFailures": "1",
         "spark.speculation": "false",
         # Kafka's sink by Spark's first interface. By the second, each batch is planned once more, to describe it, and
@@ -75,12 +77,14 @@ def start(name: str, master: str, driver_memory: str, extra: Mapping[str, str] |
         # halves the forks of chmod that a pip-installed Spark makes for each checkpoint file
         "spark.hadoop.fs.AbstractFileSystem.file.impl": "org.apache.hadoop.fs.local.RawLocalFs",
     }
-    for side, more in (("driver", ""), ("executor", NO_FAST_READER)):
+    # The whole heap from the start: else it grows no further than to a full collection each 14 s, of 0.2 s, at 100
+    # alerts/s with 2 GB; with it none came within 115 s.
+    for side, more in (("driver", f"-Xms{driver_memory}"), ("executor", NO_FAST_READER)):
         key = f"spark.{side}.extraJavaOptions"
         options = (limits, "-XX:+UseParallelGC", COMPILE_LATER, quiet, more, extra.pop(key, ""))
         settings[key] = " ".join(option for option in options if option)
     builder = SparkSession.builder.master(master).appName(name)
-    for key, value in (settings | extra).items():
+    for key, value in (settings | _sockets(master) | extra).items():
         if value is not None:
             builder = builder.config(key, value)
     with _signals_held_back():
@@ -88,6 +92,22 @@ def start(name: str, master: str, driver_memory: str, extra: Mapping[str, str] |
     spark.sparkContext.setLogLevel("OFF")
     check_limits(spark)
     return spark
+
+
+def _sockets(master: str) -> dict[str, str]:
+    """JVM and Python workers talk over Unix domain sockets, in a folder that nobody else may enter.
+
+    Over TCP the last bytes of a small batch wait for an acknowledgement that the other side holds back for 40 ms: a
+    task's first alerts reached Python 41 ms after its start, so 17 (100 alerts/s). On a cluster there is no such
+    folder on every machine, and Spark takes the one for temporary files.
+    """
+    if not master.startswith("local"):
+        return {"spark.python.unix.domain.socket.enabled": "true"}
+    folder = tempfile.mkdtemp(prefix="t2-broker-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    if len(folder) > LONGEST_FOLDER:
+        return {}
+    return {"spark.python.unix.domain.socket.enabled": "true", "spark.python.unix.domain.socket.dir": folder}
 
 
 def forget_readers(spark: SparkSession) -> None:

@@ -113,7 +113,8 @@ def test_damaged_bytes_never_raise(tmp_path: Path) -> None:
 def config(kafka: EmbeddedKafka, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A topic with letters by the product's own function, the newest last, and a record that is none."""
     name = "dl"
-    kafka.create_topics(dict.fromkeys(topics_of(name).values(), 2))
+    kept = {"retention.ms": "-1"}  # else Kafka deletes letters of these times at its next look, each 5 minutes
+    kafka.create_topics(dict.fromkeys(topics_of(name).values(), 2), kept)
     cut_short = next(s.data for s in damaged() if "cut-short" in s.file)
     steering = "says \x1b[2J[red]boo[/red]"
     made = [

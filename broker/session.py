@@ -101,13 +101,14 @@ def _sockets(master: str) -> dict[str, str]:
     task's first alerts reached Python 41 ms after its start, so 17 (100 alerts/s). On a cluster there is no such
     folder on every machine, and Spark takes the one for temporary files.
     """
+    on = {"spark.python.unix.domain.socket.enabled": "true", "spark.python.daemon.module": "broker.worker_daemon"}
     if not master.startswith("local"):
-        return {"spark.python.unix.domain.socket.enabled": "true"}
+        return on
     folder = tempfile.mkdtemp(prefix="t2-broker-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     if len(folder) > LONGEST_FOLDER:
         return {}
-    return {"spark.python.unix.domain.socket.enabled": "true", "spark.python.unix.domain.socket.dir": folder}
+    return on | {"spark.python.unix.domain.socket.dir": folder}
 
 
 def forget_readers(spark: SparkSession) -> None:

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import atexit
 import logging
 import os
-import shutil
 import signal
 import sys
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import cast
@@ -30,8 +27,6 @@ COMPILE_LATER = (
     "-XX:Tier4InvocationThreshold=50000 -XX:Tier4MinInvocationThreshold=6000 "
     "-XX:Tier4CompileThreshold=150000 -XX:Tier4BackEdgeThreshold=400000"
 )
-
-LONGEST_FOLDER = 60  # characters: macOS takes 103 for the whole path of a socket, of which Spark adds 42
 
 # Avro's fast reader keeps every schema that it has ever seen (AVRO-4253), and each batch parses its own: 0.6 MB a
 # batch, which would fill a heap of 2 GB in a quarter of an hour at 100 alerts/s. forget_readers empties that memory in
@@ -84,7 +79,7 @@ def start(name: str, master: str, driver_memory: str, extra: Mapping[str, str] |
         options = (limits, "-XX:+UseParallelGC", COMPILE_LATER, quiet, more, extra.pop(key, ""))
         settings[key] = " ".join(option for option in options if option)
     builder = SparkSession.builder.master(master).appName(name)
-    for key, value in (settings | _sockets(master) | extra).items():
+    for key, value in (settings | extra).items():
         if value is not None:
             builder = builder.config(key, value)
     with _signals_held_back():
@@ -92,23 +87,6 @@ def start(name: str, master: str, driver_memory: str, extra: Mapping[str, str] |
     spark.sparkContext.setLogLevel("OFF")
     check_limits(spark)
     return spark
-
-
-def _sockets(master: str) -> dict[str, str]:
-    """JVM and Python workers talk over Unix domain sockets, in a folder that nobody else may enter.
-
-    Over TCP the last bytes of a small batch wait for an acknowledgement that the other side holds back for 40 ms: a
-    task's first alerts reached Python 41 ms after its start, so 17 (100 alerts/s). On a cluster there is no such
-    folder on every machine, and Spark takes the one for temporary files.
-    """
-    on = {"spark.python.unix.domain.socket.enabled": "true", "spark.python.daemon.module": "broker.worker_daemon"}
-    if not master.startswith("local"):
-        return on
-    folder = tempfile.mkdtemp(prefix="t2-broker-")
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    if len(folder) > LONGEST_FOLDER:
-        return {}
-    return on | {"spark.python.unix.domain.socket.dir": folder}
 
 
 def forget_readers(spark: SparkSession) -> None:

@@ -11,7 +11,9 @@ import typer
 from broker.errors import UsageError
 
 if TYPE_CHECKING:
-    from broker.plot import Drawing
+    from collections.abc import Mapping
+
+    from broker.outlets.native import SchemaOf
 
 
 def read(
@@ -30,7 +32,7 @@ def read(
     Example: broker read t2b-classifications --where "probability > 0.9" --limit 5
     """
     from broker import config as settings
-    from broker import plot, reading
+    from broker import reading
     from broker.published import Published
 
     if follow and (count or output is not None):
@@ -44,7 +46,7 @@ def read(
     options = {"bootstrap.servers": servers} if job is None else settings.kafka_options(job)
     schema_of = Published(None if job is None else job.output.registry)
     if object_id is not None:
-        _draw(plot.drawing(options, topic, object_id, schema_of), output)
+        _draw(options, topic, object_id, schema_of, output)
         return
     found = reading.pick(reading.records(options, topic, follow, schema_of), where)
     if output is not None:
@@ -56,9 +58,10 @@ def read(
             typer.echo(reading.line(record))
 
 
-def _draw(drawn: Drawing, output: Path | None) -> None:
+def _draw(options: Mapping[str, str], topic: str, object_id: str, schema_of: SchemaOf, output: Path | None) -> None:
     from broker import plot
 
+    drawn = plot.drawing(options, topic, object_id, schema_of)
     if output is None:
         typer.echo(plot.in_terminal(drawn))
         return

@@ -121,7 +121,7 @@ def as_png(drawn: Drawing, file: Path) -> None:
     axes = figure.subplots()
     curve, days = drawn.curve, drawn.days()
     for code, band in enumerate(BANDS):
-        colour = _COLOURS.get(band[-1], "blue")
+        colour = _COLOURS[band[-1]]
         for detected, face in ((False, "none"), (True, colour)):
             mine = (curve.band == code) & (curve.detected == detected)
             if mine.any():

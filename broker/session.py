@@ -73,8 +73,9 @@ def start(name: str, master: str, driver_memory: str, extra: Mapping[str, str] |
         "spark.hadoop.fs.AbstractFileSystem.file.impl": "org.apache.hadoop.fs.local.RawLocalFs",
     }
     # The whole heap from the start: else it grows no further than to a full collection each 14 s, of 0.2 s, at 100
-    # alerts/s with 2 GB; with it none came within 115 s.
-    for side, more in (("driver", f"-Xms{driver_memory}"), ("executor", NO_FAST_READER)):
+    # alerts/s with 2 GB; with it none came within 115 s. Another size in `extra` may be less than that.
+    from_start = "" if "spark.driver.memory" in extra else f"-Xms{driver_memory}"
+    for side, more in (("driver", from_start), ("executor", NO_FAST_READER)):
         key = f"spark.{side}.extraJavaOptions"
         options = (limits, "-XX:+UseParallelGC", COMPILE_LATER, quiet, more, extra.pop(key, ""))
         settings[key] = " ".join(option for option in options if option)

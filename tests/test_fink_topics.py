@@ -113,6 +113,10 @@ def test_the_job_reads_them_as_it_reads_the_surveys_own(kafka: EmbeddedKafka, tm
         (letter,) = found.dead_letters[place]
         assert letter.key() == sent[place].key  # so that it can be read again
         assert headers(letter)["reason"] in (b"damaged", b"schema_unavailable")  # the latter: 0 and four bytes more
+    cut = next(p for p in broken_ones if p.topic.endswith("_ztf") and sent[p].key != b"no schema")
+    shown = broker("dead-letters", "show", "--config", config, f"fink-ztf:{cut.topic}:{cut.partition}:{cut.offset}")
+    assert "on the wire: schema in the key" in shown.stdout, shown.stdout + shown.stderr
+    assert "still refused: damaged" in shown.stdout
     sources = [{"name": s, "survey": s, "topics": [f"plain-{s}"]} for s in names.values()]
     direct = write_config(tmp_path, kafka.bootstrap_servers, sources, topics_of("plain") | {"create_topics": True})
     done = broker("run", "--once", "--config", direct, timeout_s=240)

@@ -48,6 +48,29 @@ def test_a_session_is_taken_up_again(spark: SparkSession) -> None:
     assert start("again", "local[2]", "2g").sparkContext is spark.sparkContext
 
 
+HEAP = """
+import sys
+from broker import session
+
+spark = session.start("heap", "local[1]", "1g", dict(pair.split("=") for pair in sys.argv[1:]))
+runtime = spark.sparkContext._jvm.java.lang.Runtime.getRuntime()
+print("heap:", runtime.totalMemory() // 2**20, runtime.maxMemory() // 2**20)
+spark.stop()
+"""
+
+
+@pytest.mark.parametrize(("extra", "least", "most"), [((), 900, 1024), (("spark.driver.memory=600m",), 1, 600)])
+def test_the_heap_is_whole_from_the_start_unless_it_has_another_size(
+    extra: tuple[str, ...], least: int, most: int
+) -> None:
+    command = [sys.executable, "-P", "-c", HEAP, *extra]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert ended.returncode == 0, ended.stderr
+    (told,) = [line for line in ended.stdout.splitlines() if line.startswith("heap: ")]
+    at_start, largest = map(int, told.split()[1:])
+    assert least <= at_start <= largest <= most
+
+
 def test_a_session_made_before_without_limits_is_refused() -> None:
     command = [sys.executable, "-P", "-c", UNLIMITED]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)

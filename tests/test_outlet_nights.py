@@ -150,7 +150,7 @@ def answered(job: Running, options: dict[str, str], n: int) -> None:
         assert job.process.poll() is None, job.text
         assert time.monotonic() < deadline, job.text
         time.sleep(0.1)
-    topic = watermarks(options, ["lost-classifications"])["lost-classifications"]
+    topic = watermarks(options, ["homeless-classifications"])["homeless-classifications"]
     assert sum(reach.last_exclusive for reach in topic.values()) == n
 
 
@@ -161,25 +161,25 @@ def test_no_verdict_is_lost_between_nights(kafka: EmbeddedKafka, tmp_path: Path)
     night_of = [name_of(int(day)) for day in dates("ztf", np.array(times))]
     (first, _), (second, _) = Counter(night_of).most_common(2)
     options = {"bootstrap.servers": kafka.bootstrap_servers}
-    kafka.create_topics({"lost-in": 1, f"lost-{first}": 2})
-    send(kafka, "lost-in", map(Alert, alerts))
-    config = config_of(tmp_path, kafka, "lost")
+    kafka.create_topics({"homeless-in": 1, f"homeless-{first}": 2})
+    send(kafka, "homeless-in", map(Alert, alerts))
+    config = config_of(tmp_path, kafka, "homeless")
     with Running(tmp_path / "log", "run", "--config", config) as job:
         answered(job, options, len(alerts))
-        kafka.create_topics({f"lost-{second}": 2})
+        kafka.create_topics({f"homeless-{second}": 2})
         job.wait_for("its query knows the topics of the nights")
-        send(kafka, "lost-in", map(Alert, alerts))
+        send(kafka, "homeless-in", map(Alert, alerts))
         answered(job, options, 2 * len(alerts))
-        delete(kafka, f"lost-{first}")
+        delete(kafka, f"homeless-{first}")
         job.wait_for("its query knows the topics of the nights", count=2)
-        send(kafka, "lost-in", map(Alert, alerts))
+        send(kafka, "homeless-in", map(Alert, alerts))
         answered(job, options, 3 * len(alerts))
         job.process.terminate()
         assert job.end(60) == 0, job.text
-    n = {name: sum(1 for _ in read_all(options, f"lost-{name}")) for name in (second, "other")}
+    n = {name: sum(1 for _ in read_all(options, f"homeless-{name}")) for name in (second, "other")}
     m = {name: night_of.count(name) for name in (first, second)}
     assert n == {second: 2 * m[second], "other": 3 * len(alerts) - 2 * m[first] - 2 * m[second]}
-    for message in read_all(options, f"lost-{second}"):
+    for message in read_all(options, f"homeless-{second}"):
         assert name_of(int(dates("ztf", np.array([json.loads(message.value() or b"")["mjd_tai"]]))[0])) == second
     audit = broker("audit", "--config", config, timeout_s=120)
     assert audit.returncode == 0, audit.stdout + audit.stderr

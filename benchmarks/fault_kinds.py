@@ -257,5 +257,14 @@ KINDS = {
             around=around_day,
             about="a day condensed: visits, and a random fault of the above each minute",
         ),
+        Kind(
+            "calm",
+            1,
+            0,
+            _nothing,
+            visits_s=10.0,
+            around=around_day,
+            about="a day condensed without a fault, for its memory",
+        ),
     )
 }

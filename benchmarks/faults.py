@@ -41,7 +41,7 @@ MOST_RUNS = 30  # of one kind, that something ends
 def one(kind: Kind, seed: int, args: argparse.Namespace) -> Result:
     """A run with a Kafka of its own, whose data go afterwards; the job's log stays where a run fails."""
     per_run = args.hits if args.hits is not None and kind.per_run else kind.per_run
-    day = bool(kind.every_s)
+    day = bool(kind.visits_s)
     alerts, over_s = (args.day_alerts, args.day_s) if day else (args.alerts, args.over_s * kind.slower)
     away_s = min(args.away_s, 15.0) if day else args.away_s
     result = Result(kind.name, seed, alerts, over_s, kind.damaged, away_s, args.batch)

@@ -104,7 +104,8 @@ def _memory(runs: Sequence[dict[str, Any]]) -> list[str]:
         if run["memory"]:
             grown = run["memory"]["mb_per_hour"]
             told = ", ".join(f"{part} {'unknown' if mb is None else f'{mb:+.0f}'}" for part, mb in grown.items())
-            lines += ["", f"Memory over that day, growth in MB an hour after two minutes of each start: {told}."]
+            about, late = KINDS[run["fault"]].about, fault_memory.WARM_UP_S[run["fault"]] / 60
+            lines += ["", f"Memory ({about}), growth in MB an hour after {late:g} minutes of each start: {told}."]
             lines += ["", "```text", fault_memory.figure(run["memory"]), "```"]
     return lines
 

@@ -130,7 +130,8 @@ class Service:
     def _spark(self, stack: ExitStack, locks: list[Lock]) -> SparkSession:
         """The session, whose JVM holds the locks until it has stopped."""
         settings = self.config.spark
-        spark = session.start("t2-broker", settings.master, settings.driver_memory, settings.extra)
+        sockets = stack.enter_context(session.worker_sockets(settings.master))
+        spark = session.start("t2-broker", settings.master, settings.driver_memory, sockets | settings.extra)
         for lock in locks:
             stack.callback(lock.release_in_jvm)
         stack.callback(_stop, spark)

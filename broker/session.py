@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import sys
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import cast
@@ -27,6 +28,8 @@ COMPILE_LATER = (
     "-XX:Tier4InvocationThreshold=50000 -XX:Tier4MinInvocationThreshold=6000 "
     "-XX:Tier4CompileThreshold=150000 -XX:Tier4BackEdgeThreshold=400000"
 )
+
+LONGEST_FOLDER = 60  # characters: macOS takes 103 for the whole path of a socket, of which Spark adds 42
 
 # Avro's fast reader keeps every schema that it has ever seen (AVRO-4253), and each batch parses its own: 0.6 MB a
 # batch, which would fill a heap of 2 GB in a quarter of an hour at 100 alerts/s. forget_readers empties that memory in
@@ -88,6 +91,23 @@ def start(name: str, master: str, driver_memory: str, extra: Mapping[str, str] |
     spark.sparkContext.setLogLevel("OFF")
     check_limits(spark)
     return spark
+
+
+@contextmanager
+def worker_sockets(master: str) -> Iterator[dict[str, str]]:
+    """`extra` by which JVM and Python workers talk over Unix domain sockets, in a folder that nobody else may enter.
+
+    Over TCP the last bytes of a small batch wait for an acknowledgement that the other side holds back for 40 ms: a
+    task's first alerts reached Python 41 ms after its start, so 17 (100 alerts/s). On a cluster there is no such
+    folder on every machine, and Spark takes the one for temporary files. Not for a session that reads files: Spark
+    plans a Python data source in workers of its own daemon, whose traceback at each end worker_daemon can't silence.
+    """
+    on = {"spark.python.unix.domain.socket.enabled": "true", "spark.python.daemon.module": "broker.worker_daemon"}
+    if not master.startswith("local"):
+        yield on
+        return
+    with tempfile.TemporaryDirectory(prefix="t2-broker-", ignore_cleanup_errors=True) as folder:
+        yield on | {"spark.python.unix.domain.socket.dir": folder} if len(folder) <= LONGEST_FOLDER else {}
 
 
 def forget_readers(spark: SparkSession) -> None:

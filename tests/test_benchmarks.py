@@ -208,10 +208,10 @@ def test_a_slope_is_of_each_start_of_the_job_by_itself() -> None:
     """Two starts, each 100 MB an hour up in the JVM from where it began; the driver is level; a warm-up that is not."""
     samples = [[t, 1.0, 200.0, 900.0 if t < 120 else 1000.0 + t / 36, 50.0] for t in range(0, 600, 5)]
     samples += [[t, 2.0, 200.0, 1500.0 + t / 36, 50.0 + t % 2] for t in range(600, 1200, 5)]
-    found = fault_memory.slopes(samples)
+    found = fault_memory.slopes(samples, 120.0)
     assert found["jvm"] == pytest.approx(100, abs=0.1)
     assert found["driver"] == 0
-    assert fault_memory.slopes([]) == {"driver": None, "jvm": None, "workers": None}
+    assert fault_memory.slopes([], 120.0) == {"driver": None, "jvm": None, "workers": None}
     drawn = fault_memory.figure({"samples": samples}).splitlines()
     assert all(mark in "".join(drawn) for mark in "djw")
     assert "1195 s" in drawn[-1]

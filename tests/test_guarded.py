@@ -77,7 +77,7 @@ def test_with_its_login_the_job_runs_and_tells_it_to_nobody(server: Guarded, tmp
         listed = command_lines(job, timeout_s=180)
         assert job.process.returncode == 0, job.text
     assert str(config) in listed
-    assert "pyspark.daemon" in listed  # the workers too
+    assert "broker.worker_daemon" in listed  # the workers too
     assert "battery" not in listed + job.text
     outcome = read_outcome(server.kafka.bootstrap_servers, NAMES)
     assert len(outcome.classifications) + len(outcome.dead_letters) == len(ALERTS)

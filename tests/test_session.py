@@ -1,8 +1,10 @@
 """The Spark session: the limits are in force, and without them there is none."""
 
+import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -69,6 +71,38 @@ def test_the_heap_is_whole_from_the_start_unless_it_has_another_size(
     (told,) = [line for line in ended.stdout.splitlines() if line.startswith("heap: ")]
     at_start, largest = map(int, told.split()[1:])
     assert least <= at_start <= largest <= most
+
+
+SOCKETS = """
+import os, stat, sys
+from broker import session
+
+with session.worker_sockets("local[1]") as extra:
+    spark = session.start("sockets", "local[1]", "1g", extra)
+    assert spark.range(3).mapInArrow(lambda batches: batches, "id long").count() == 3
+    folder = spark.sparkContext.getConf().get("spark.python.unix.domain.socket.dir")
+    if folder:
+        assert stat.S_IMODE(os.stat(folder).st_mode) == 0o700
+        assert any(stat.S_ISSOCK(entry.stat().st_mode) for entry in os.scandir(folder))
+    print("folder:", folder)
+    spark.stop()
+"""
+
+
+@pytest.mark.parametrize("length", [1, 70])
+def test_sockets_lie_in_a_folder_of_its_own_which_goes_with_it(length: int) -> None:
+    """Where the folder for temporary files has too long a name for sockets, it is TCP as ever."""
+    with tempfile.TemporaryDirectory() as short:
+        temporary = Path(short, "t" * length)
+        temporary.mkdir()
+        environment = {**os.environ, "TMPDIR": str(temporary)}
+        command = [sys.executable, "-P", "-c", SOCKETS]
+        ended = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, env=environment)
+        assert ended.returncode == 0, ended.stderr
+        (told,) = [line for line in ended.stdout.splitlines() if line.startswith("folder:")]
+        assert told.startswith(f"folder: {temporary}/t2-broker-") == (length == 1)
+        assert not list(temporary.glob("t2-broker-*"))
+        assert "Traceback" not in ended.stderr
 
 
 def test_a_session_made_before_without_limits_is_refused() -> None:

@@ -4,7 +4,8 @@
         [--rounds 2] [--json FILE]
 
 One job after the other answers the same topic, each in a process and JVM of its own, round by round; see throughput.py.
-Each outlet takes every verdict on an alert that was read, which is the most that it can cost.
+Each outlet takes every verdict on an alert that was read, which is the most that it can cost. Beside `fastdb` stands
+what librdkafka alone needs to send the same records: cheaper than that no outlet of whole alerts can be.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:
     sys.path.append(str(ROOT))  # last, so that `broker` stays the installed package
 
+from confluent_kafka import Consumer, TopicPartition  # noqa: E402
+
 from benchmarks import alerts, machine, throughput  # noqa: E402
 from benchmarks.baselines import Job  # noqa: E402
 from broker import model  # noqa: E402
@@ -38,6 +41,7 @@ TOPICS = {
     "fastdb": "{}-fastdb",
 }
 NOT = {"elasticc": ("fink", "fastdb"), "ztf": ("fastdb",)}
+BARE, TIMES = 2_000, 5  # records that librdkafka sends, and how often
 WHERE = "p_SNIa >= 0 AND n_detections >= 0"  # true for what the model saw
 
 
@@ -84,8 +88,26 @@ def measure(loads: list[str], chosen: list[str], n: int, warm_up: int, rounds: i
                     out = f"{load}-{name.replace(' ', '-')}-{number}"
                     found.append(_run(kafka.bootstrap_servers, survey, topic, out, name, n, warm_up))
                     print(f"{load:13s} {name:16s} {found[-1]['cpu_us']:7.0f} us/alert", flush=True)
+                    if name == "fastdb":
+                        found[-1]["bare_us"] = bare(kafka, TOPICS[name].format(out))
+                        print(f"{load:13s} librdkafka alone {found[-1]['bare_us']:7.0f} us/alert", flush=True)
             results["loads"][load] = {name: summary(found, runs["native alone"]) for name, found in runs.items()}
     return results
+
+
+def bare(kafka: EmbeddedKafka, topic: str) -> float:
+    """CPU of librdkafka, in us a record, for sending the first records of a topic again, from memory."""
+    consumer = Consumer({"bootstrap.servers": kafka.bootstrap_servers, "group.id": "bare"})
+    consumer.assign([TopicPartition(topic, 0, 0)])
+    records: list[tuple[bytes, bytes]] = []
+    while len(records) < BARE:
+        message = consumer.poll(30)
+        if message is None or message.error():
+            raise RuntimeError(f"{topic} has only {len(records)} records in its first partition")
+        records.append((message.key(), message.value()))
+    consumer.close()
+    kafka.create_topics({f"{topic}-bare": 2}, {"max.message.bytes": str(MAX_MESSAGE_BYTES)})
+    return round(throughput.send(kafka.bootstrap_servers, f"{topic}-bare", records * TIMES) / (BARE * TIMES) * 1e6, 1)
 
 
 def summary(found: list[dict[str, float]], alone: list[dict[str, float]]) -> dict[str, Any]:

@@ -50,7 +50,7 @@ def test_a_step_changes_the_matrices_alone() -> None:
     )
     for name, was in before.items():
         assert after[name].dtype == was.dtype
-        if was.ndim == 2 and was.dtype == np.int8:
+        if was.size >= ladder.SMALLEST and was.dtype == np.int8:
             assert (after[name] == 0).mean() > (was == 0).mean() + 0.3
         else:
             assert np.array_equal(after[name], was)

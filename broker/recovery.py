@@ -21,6 +21,7 @@ from broker.topics import answers, find_missing
 
 _log = logging.getLogger(__name__)
 
+SUSPICIONS = 2  # failures of a worker over a batch, until its alerts run alone
 MISSING_S = 5.0  # a topic that is gone so long is gone, and not a cluster that is only coming up
 
 
@@ -75,7 +76,7 @@ class Recovery:
         if fault.kind == "lasting":
             raise BrokerError(f"source {stream.label!r}: the query failed: {fault.cause}. {fault.advice}")
         planned = checkpoint.planned_spans(stream.source.checkpoint)
-        if fault.kind == "worker" and planned is not None:
+        if planned is not None and fault.kind in {"worker", "raised"} and not _is_cleared(stream, planned[0], fault):
             _suspect(stream, *planned, fault.cause)
             wait_s = 0.0
         else:
@@ -128,13 +129,18 @@ class Recovery:
         return not self._stopping.is_set()
 
 
+def _is_cleared(stream: Stream, batch: int, fault: Fault) -> bool:
+    """Whether no alert can be to blame: alone, in a process of its own, none takes the worker with it."""
+    return fault.kind == "worker" and stream.failures[batch] >= SUSPICIONS
+
+
 def _suspect(stream: Stream, batch: int, batch_spans: list[Span], cause: str) -> None:
-    """A worker died over a planned batch: once may be chance, after the second time each alert runs alone."""
+    """A worker failed over a planned batch: once may be chance, after the second time each alert runs alone."""
     name = stream.label
     stream.failures[batch] += 1
-    if stream.failures[batch] > 2:
+    if stream.failures[batch] > SUSPICIONS:
         raise BrokerError(f"source {name!r}, batch {batch}: failed again, alert by alert: {cause}")
     _log.warning("%s batch %d: a worker failed (%d): %s", name, batch, stream.failures[batch], cause)
-    if stream.failures[batch] == 2:
+    if stream.failures[batch] == SUSPICIONS:
         stream.alone = [Gap(s.topic, s.partition, s.first, s.last_exclusive - 1) for s in batch_spans]
         _log.warning("%s batch %d: runs again alert by alert, to find the one that kills its reader", name, batch)

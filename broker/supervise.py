@@ -14,9 +14,9 @@ from typing import Literal, NamedTuple
 FIRST_WAIT_S, LONGEST_WAIT_S = 1.0, 60.0
 
 # What Spark says when our function, or its worker, failed: the alerts of that batch are under suspicion.
+_RAISED = "PythonException"
 _WORKER = (
     "Python worker exited unexpectedly",
-    "PythonException",
     "Python worker failed to connect back",
     "reading the port number from",  # its parent, while it started
 )
@@ -37,9 +37,12 @@ _LASTING = {
 
 
 class Fault(NamedTuple):
-    """A failure. worker: an alert may be to blame; lasting: no restart mends it; passing: worth another try."""
+    """A failure. worker, raised: an alert may be to blame for its end, or for what our function raised.
 
-    kind: Literal["worker", "lasting", "passing"]
+    lasting: no restart mends it; passing: worth another try.
+    """
+
+    kind: Literal["worker", "raised", "lasting", "passing"]
     cause: str
     advice: str = ""
 
@@ -49,7 +52,9 @@ def judge(text: str) -> Fault:
     for sign, advice in _LASTING.items():
         if sign in text:
             return Fault("lasting", _cause(text, sign), advice)
-    return Fault("worker" if any(sign in text for sign in _WORKER) else "passing", _cause(text))
+    if any(sign in text for sign in _WORKER):
+        return Fault("worker", _cause(text))
+    return Fault("raised" if _RAISED in text else "passing", _cause(text))
 
 
 class Budget:

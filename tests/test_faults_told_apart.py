@@ -119,8 +119,6 @@ def test_what_no_restart_mends_is_told_with_what_to_do(text: str, words: str, ad
             "Fatal Python error: Segmentation fault\nCurrent thread 0x01 (most recent call first):",
             "crashed",
         ),
-        (PYTHON.format(last="ValueError: cannot reshape array of size 3"), "cannot reshape"),
-        (PYTHON.format(last="MemoryError"), "PythonException"),
         ("org.apache.spark.SparkException: Python worker failed to connect back.", "connect back"),
         ("java.io.EOFException: reading the port number from pyspark.daemon's stdout", "pyspark.daemon"),
     ],
@@ -128,6 +126,16 @@ def test_what_no_restart_mends_is_told_with_what_to_do(text: str, words: str, ad
 def test_a_worker_that_failed_puts_its_alerts_under_suspicion(text: str, words: str) -> None:
     fault = judge(text)
     assert (fault.kind, fault.advice) == ("worker", "")
+    assert words in fault.cause
+
+
+@pytest.mark.parametrize(
+    ("last", "words"),
+    [("ValueError: cannot reshape array of size 3", "cannot reshape"), ("MemoryError", "PythonException")],
+)
+def test_so_does_an_error_of_our_function(last: str, words: str) -> None:
+    fault = judge(PYTHON.format(last=last))
+    assert (fault.kind, fault.advice) == ("raised", "")
     assert words in fault.cause
 
 
@@ -178,7 +186,7 @@ def test_a_line_of_the_stack_that_names_the_fault_does_not_tell() -> None:
 @given(st.text(max_size=600))
 def test_any_text_has_a_kind_and_a_cause_of_one_line(text: str) -> None:
     fault = judge(text)
-    assert fault.kind in ("worker", "lasting", "passing")
+    assert fault.kind in ("worker", "raised", "lasting", "passing")
     assert 0 < len(fault.cause) <= 400
     assert len(fault.cause.splitlines()) == 1
     assert (fault.kind == "lasting") == bool(fault.advice)

@@ -232,6 +232,7 @@ class Service:
                 if failure is None:
                     stream.health.state = "done"
                 else:
+                    session.restart_daemons(spark, str(failure))
                     self._recovery.after(pool, stream, judge(str(failure)))
         elif stream.recovery.done():
             recovery, stream.recovery = stream.recovery, None

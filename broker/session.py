@@ -98,16 +98,34 @@ def worker_sockets(master: str) -> Iterator[dict[str, str]]:
     """`extra` by which JVM and Python workers talk over Unix domain sockets, in a folder that nobody else may enter.
 
     Over TCP the last bytes of a small batch wait for an acknowledgement that the other side holds back for 40 ms: a
-    task's first alerts reached Python 41 ms after its start, so 17 (100 alerts/s). On a cluster there is no such
-    folder on every machine, and Spark takes the one for temporary files. Not for a session that reads files: Spark
-    plans a Python data source in workers of its own daemon, whose traceback at each end worker_daemon can't silence.
+    task's first alerts reached Python 41 ms after its start, so 17 (100 alerts/s). Not for a session that reads files:
+    Spark plans a Python data source in workers of its own daemon, whose traceback at each end worker_daemon can't
+    silence. Nor on a cluster, out of reach of restart_daemons.
     """
-    on = {"spark.python.unix.domain.socket.enabled": "true", "spark.python.daemon.module": "broker.worker_daemon"}
     if not master.startswith("local"):
-        yield on
+        yield {}
         return
+    on = {"spark.python.unix.domain.socket.enabled": "true", "spark.python.daemon.module": "broker.worker_daemon"}
     with tempfile.TemporaryDirectory(prefix="t2-broker-", ignore_cleanup_errors=True) as folder:
         yield on | {"spark.python.unix.domain.socket.dir": folder} if len(folder) <= LONGEST_FOLDER else {}
+
+
+def restart_daemons(spark: SparkSession, failure: str) -> None:
+    """Have Spark start what forks its workers anew, where a query's failure says that it has lost it.
+
+    One that is killed while it starts, and whose waiting task is interrupted as well, leaves Spark 4.1 without the name
+    of its socket (PythonWorkerFactory.startDaemon: what is interrupted is the clearing up). Over TCP the next task
+    starts another, over Unix sockets each further one fails.
+    """
+    if not all(sign in failure for sign in ("NullPointerException", "PythonWorkerFactory.createWorker")):
+        return
+    assert spark.sparkContext._jvm is not None
+    env = spark.sparkContext._jvm.org.apache.spark.SparkEnv.get()
+    held = env.getClass().getDeclaredField("pythonWorkers")
+    held.setAccessible(True)
+    factories = held.get(env).valuesIterator()
+    while factories.hasNext():
+        factories.next().stop()
 
 
 def forget_readers(spark: SparkSession) -> None:

@@ -105,6 +105,48 @@ def test_sockets_lie_in_a_folder_of_its_own_which_goes_with_it(length: int) -> N
         assert "Traceback" not in ended.stderr
 
 
+LOST = """
+from broker import session
+
+
+def field(of, name):
+    found = of.getClass().getDeclaredField(name)
+    found.setAccessible(True)
+    return found
+
+
+def count():
+    return spark.range(3).mapInArrow(lambda batches: batches, "id long").count()
+
+
+with session.worker_sockets("local[1]") as extra:
+    spark = session.start("lost", "local[1]", "1g", extra)
+    assert count() == 3
+    env = spark.sparkContext._jvm.org.apache.spark.SparkEnv.get()
+    factory = field(env, "pythonWorkers").get(env).valuesIterator().next()
+    field(factory, "daemonSockPath").set(factory, None)
+    field(factory, "idleWorkers").get(factory).clear()
+    failures = []
+    for _ in range(2):
+        try:
+            count()
+        except Exception as error:
+            failures.append(str(error))
+    session.restart_daemons(spark, "java.lang.NullPointerException: another one")
+    for failure in failures:
+        session.restart_daemons(spark, failure)
+    print("failed:", len(failures), "then:", count())
+    spark.stop()
+"""
+
+
+def test_a_daemon_of_workers_that_spark_has_lost_is_started_anew() -> None:
+    """The state is made: it comes where a daemon is killed while it starts (see restart_daemons)."""
+    command = [sys.executable, "-P", "-c", LOST]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert "failed: 2 then: 3" in ended.stdout, ended.stderr
+
+
 def test_a_session_made_before_without_limits_is_refused() -> None:
     command = [sys.executable, "-P", "-c", UNLIMITED]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 PARTS = ("driver", "jvm", "workers")
 EVERY_S = 5.0
-# Of a process, before its growth counts. The JVM takes up to 6 minutes to touch the whole heap that it was given, longer
-# than most starts of a day with faults last.
+# Of a process, before its growth counts. The JVM takes up to 6 minutes to touch the whole heap that it was given:
+# longer than most starts of a day with faults.
 WARM_UP_S = {"day": 120.0, "calm": 480.0}
 
 

@@ -24,7 +24,6 @@ from broker.supervise import Seldom
 
 _log = logging.getLogger(__name__)
 
-MOST_SEARCHES = 5
 TIMEOUT_S = 30.0
 _seldom = Seldom(60.0)  # faults as warnings (30), else debug (10): while Kafka is away there are ten a second
 _NO_LEADER_YET = (Fault.NOT_LEADER_FOR_PARTITION, Fault.LEADER_NOT_AVAILABLE)
@@ -233,19 +232,8 @@ def _reaches_now(consumer: Consumer, topic: str) -> dict[int, Reach]:
 def offsets_at(consumer: Consumer, topic: str, held: Mapping[int, Reach], time_ms: int) -> dict[int, int]:
     """The first offset of each partition whose time stamp is not before `time_ms`; its end where all are.
 
-    Raises KafkaError if the topic can't be searched. Asked until two answers in a row agree: once, on a busy machine,
-    the answer for one of two partitions was 0 where it had to be 10.
+    Raises KafkaError if the topic can't be searched.
     """
-    before = _searched(consumer, topic, held, time_ms)
-    for _ in range(MOST_SEARCHES):
-        found = _searched(consumer, topic, held, time_ms)
-        if found == before:
-            return found
-        before = found
-    raise KafkaError(f"topic {topic!r} can't be searched by time: each answer is another one")
-
-
-def _searched(consumer: Consumer, topic: str, held: Mapping[int, Reach], time_ms: int) -> dict[int, int]:
     wanted = [TopicPartition(topic, partition, max(time_ms, 0)) for partition in held]
     try:
         found = consumer.offsets_for_times(wanted, timeout=TIMEOUT_S)

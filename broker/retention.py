@@ -63,7 +63,8 @@ def tell(gaps: Iterable[Gap]) -> str:
 def book(options: Mapping[str, str], ledger: str, source: Source, batch: int, model: str, gaps: Sequence[Gap]) -> None:
     """Write rows with these offsets as expired to the ledger topic, all acknowledged. Raises KafkaError."""
     query = checkpoint.query_id(source.checkpoint)
-    producer = Producer({"log_level": 0, **options, "acks": "all", "message.timeout.ms": int(TIMEOUT_S * 1000)})
+    once = {"enable.idempotence": True, "message.timeout.ms": int(TIMEOUT_S * 1000)}  # a retry writes no row again
+    producer = Producer({"log_level": 0, **options, **once})
     failed: list[str] = []
     for gap in gaps:
         expired = ((gap.first, gap.last),)

@@ -194,7 +194,7 @@ class Night:
         self.write([(self.output["ledger"], row(*answered, place=place).to_json(), [])])
 
     def write(self, records: Iterable[tuple[str, bytes | None, Headers]]) -> None:
-        producer = Producer({"bootstrap.servers": self.kafka.bootstrap_servers})
+        producer = Producer({"bootstrap.servers": self.kafka.bootstrap_servers, "enable.idempotence": True})
         for topic, value, headers in records:
             producer.produce(topic, value=value, headers=list(headers))
         assert producer.flush(30) == 0
@@ -364,7 +364,7 @@ def test_since_until_and_hours(kafka: EmbeddedKafka, tmp_path: Path) -> None:
     night = Night(kafka, "audit-time", tmp_path)
     start = datetime.now(UTC).replace(minute=0, second=0, microsecond=0) - timedelta(days=1)
     hours = [(start + timedelta(hours=n)).isoformat(timespec="minutes").replace("+00:00", "Z") for n in range(4)]
-    producer = Producer({"bootstrap.servers": kafka.bootstrap_servers})
+    producer = Producer({"bootstrap.servers": kafka.bootstrap_servers, "enable.idempotence": True})
     for minutes in (0, 30, 59, 60, 200, 201):  # hours 0, 1, 3
         stamp = int(start.timestamp() * 1000) + minutes * 60_000
         producer.produce(night.name, value=b"alert", partition=0, timestamp=stamp)

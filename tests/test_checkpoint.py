@@ -27,7 +27,7 @@ def spark() -> Iterator[SparkSession]:
 
 
 def send(kafka: EmbeddedKafka, topic: str, n: int, partition: int) -> None:
-    producer = Producer({"bootstrap.servers": kafka.bootstrap_servers})
+    producer = Producer({"bootstrap.servers": kafka.bootstrap_servers, "enable.idempotence": True})
     for i in range(n):
         producer.produce(topic, value=b"alert %d" % i, partition=partition)
     assert producer.flush(30) == 0

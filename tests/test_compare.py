@@ -102,7 +102,7 @@ def test_what_is_no_set_of_verdicts_is_told(tmp_path: Path) -> None:
 def test_topics_with_their_dead_letters(kafka: EmbeddedKafka, tmp_path: Path) -> None:
     kafka.create_topics({"compare-a": 1, "compare-b": 2, "compare-letters": 1})
     values = [s.data for s in whole("ztf")[:10]] + [s.data for s in damaged()]
-    producer = Producer({"bootstrap.servers": kafka.bootstrap_servers})
+    producer = Producer({"bootstrap.servers": kafka.bootstrap_servers, "enable.idempotence": True})
     for part in classify(hop("ztf", list(values)), assigned("ztf")).rows:
         for i, row in enumerate(part.to_pylist()):
             letters = row["topic"] == "dead-letters"

@@ -123,7 +123,7 @@ def config(kafka: EmbeddedKafka, tmp_path_factory: pytest.TempPathFactory) -> Pa
         dead_letter.Letter(None, whole("ztf")[0].data, [], "ztf:dl-ztf:1:2", 0, "schema_unavailable", "was unknown"),
         dead_letter.Letter(None, bytes(900_000), [], "ztf:dl-ztf:1:3", 0, "damaged", steering),
     ]
-    producer = Producer({"bootstrap.servers": kafka.bootstrap_servers})
+    producer = Producer({"bootstrap.servers": kafka.bootstrap_servers, "enable.idempotence": True})
     topic = topics_of(name)["dead_letters"]
     built = [dead_letter.build(letter, "m@1", 100_000) for letter in made]
     strange: tuple[bytes | None, bytes | None, Headers] = (None, b"\x00\x01", [])

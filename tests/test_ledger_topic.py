@@ -23,7 +23,7 @@ def options_of(kafka: EmbeddedKafka) -> dict[str, str]:
 def write(
     kafka: EmbeddedKafka, topic: str, *values: LedgerRow | bytes | None, time_ms: int = 0, partition: int | None = None
 ) -> None:
-    producer = Producer(options_of(kafka))
+    producer = Producer(options_of(kafka) | {"enable.idempotence": True})
     for i, value in enumerate(values):
         raw = value.to_json() if isinstance(value, LedgerRow) else value
         producer.produce(topic, value=raw, partition=i % 2 if partition is None else partition, timestamp=time_ms)

@@ -42,7 +42,7 @@ def plan(folder: Path, batch: int, end: int, is_committed: bool = False, time_ms
 
 def write(kafka: EmbeddedKafka, topic: str, *alerts: str, model: str = MODEL, time_ms: int = 0) -> None:
     """Records with our headers, over two partitions in turn."""
-    producer = Producer(options_of(kafka))
+    producer = Producer(options_of(kafka) | {"enable.idempotence": True})
     for i, alert in enumerate(alerts):
         headers: list[tuple[str, str | bytes | None]] = [("alert", alert.encode()), ("model", model.encode())]
         producer.produce(topic, value=b"x", headers=headers, partition=i % 2, timestamp=time_ms)

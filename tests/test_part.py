@@ -42,7 +42,7 @@ def ran(kafka: EmbeddedKafka, tmp_path_factory: pytest.TempPathFactory) -> Ran:
     """Alerts on two partitions, answered live."""
     folder, servers = tmp_path_factory.mktemp("part"), kafka.bootstrap_servers
     kafka.create_topics({"part-in": 2, "part-copy": 2})
-    producer = Producer({"bootstrap.servers": servers})
+    producer = Producer({"bootstrap.servers": servers, "enable.idempotence": True})
     for i, value in enumerate(VALUES):
         time_ms = int(BEGAN.timestamp() * 1000) + 1000 * i
         producer.produce("part-in", value, b"%d" % i, i % 2, timestamp=time_ms, headers=[("n", b"x")])

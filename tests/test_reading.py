@@ -40,7 +40,7 @@ def topics(kafka: EmbeddedKafka) -> dict[str, int]:
     for row in rows:
         counts[row["topic"]] = counts.get(row["topic"], 0) + 1
     kafka.create_topics({f"read-{topic}": 2 for topic in counts} | {"read-nothing": 1, "read-other": 1})
-    producer = Producer({"bootstrap.servers": kafka.bootstrap_servers})
+    producer = Producer({"bootstrap.servers": kafka.bootstrap_servers, "enable.idempotence": True})
     for i, row in enumerate(rows):
         headers = [(h["key"], h["value"]) for h in row["headers"]]
         producer.produce(f"read-{row['topic']}", row["value"], row["key"], i % 2, headers=headers)

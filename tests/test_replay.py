@@ -159,7 +159,7 @@ def test_interrupt_says_where_it_was(kafka: EmbeddedKafka, rate: float | None) -
 
 def test_a_replay_of_a_topic_keeps_keys_headers_and_order_of_time(kafka: EmbeddedKafka) -> None:
     kafka.create_topics({"replay-from": 3, "replay-onto": 1})
-    producer = Producer({"bootstrap.servers": kafka.bootstrap_servers})
+    producer = Producer({"bootstrap.servers": kafka.bootstrap_servers, "enable.idempotence": True})
     began_ms = int(time.time() * 1000) - 3_600_000  # retention deletes what is a week old
     for i in range(30):
         producer.produce(

@@ -34,7 +34,7 @@ def options_of(kafka: EmbeddedKafka) -> dict[str, str]:
 
 
 def send(kafka: EmbeddedKafka, topic: str, n: int) -> None:
-    producer = Producer({"bootstrap.servers": kafka.bootstrap_servers})
+    producer = Producer({"bootstrap.servers": kafka.bootstrap_servers, "enable.idempotence": True})
     for i in range(n):
         producer.produce(topic, value=b"alert %d" % i, partition=0)
     assert producer.flush(30) == 0

@@ -19,6 +19,7 @@ _WORKER = (
     "Python worker exited unexpectedly",
     "Python worker failed to connect back",
     "reading the port number from",  # its parent, while it started
+    "the query must start anew",  # a second try of its task (classify.run): the first one's worker has failed
 )
 # Faults that no restart mends, with what to do; the first that fits counts.
 _LASTING = {

@@ -120,6 +120,10 @@ def test_what_no_restart_mends_is_told_with_what_to_do(text: str, words: str, ad
             "crashed",
         ),
         ("org.apache.spark.SparkException: Python worker failed to connect back.", "connect back"),
+        (
+            PYTHON.format(last="RuntimeError: task 0 of batch 3 runs a second time: the query must start anew"),
+            "start anew",
+        ),
         ("java.io.EOFException: reading the port number from pyspark.daemon's stdout", "pyspark.daemon"),
     ],
 )

@@ -3,6 +3,7 @@
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections import Counter
 from contextlib import suppress
@@ -38,6 +39,24 @@ def workers_of(job: Running) -> list[int]:
     return [pid for pid in job.left() if pid in pythons - {job.process.pid}]
 
 
+# The job with a function of its own, in Python, that no alert pleases.
+RAISING = """
+from broker import service
+from broker.cli import main
+
+def refuse(batches):
+    raise ValueError("no alert pleases it")
+    yield
+
+class Raising(service.Service):
+    def frames(self, spark, source):
+        rows = super().frames(spark, source)
+        return rows.mapInArrow(refuse, rows.schema)
+
+service.Service = Raising
+if __name__ == "__main__":
+    main()
+"""
 OUTLETS = """
 [[outlet]]
 name = "all"
@@ -139,3 +158,24 @@ def test_workers_that_die_again_and_again_are_no_alerts_fault(kafka: EmbeddedKaf
     outcome = read_outcome(kafka.bootstrap_servers, names)
     assert outcome.classifications.keys() | outcome.dead_letters.keys() == sent.keys()
     assert outcome.repeats() == {1: len(sent)}
+
+
+def test_an_error_of_a_function_ends_the_job_the_third_time(kafka: EmbeddedKafka, tmp_path: Path) -> None:
+    """It would come again for ever, and restarts would only put off that somebody looks."""
+    kafka.create_topics({"raising-in": 1})
+    send(kafka, "raising-in", alerts(20))
+    source = {"name": "night", "survey": "elasticc", "topics": ["raising-in"]}
+    names = topics_of("raising")
+    config = write_config(tmp_path, kafka.bootstrap_servers, [source], names | {"create_topics": True})
+    script = tmp_path / "raising.py"
+    script.write_text(RAISING)
+    command = [sys.executable, "-P", str(script)]
+    with Running(tmp_path / "log", "run", "--config", config, "--once", command=command) as job:
+        assert job.end(180) == 3, job.text
+    assert "night batch 0: a worker failed (2)" in job.text
+    assert "error: source 'night', batch 0: failed again, alert by alert: " in job.text
+    assert "no alert pleases it" in job.text
+    assert "restart 1 of" not in job.text
+    outcome = read_outcome(kafka.bootstrap_servers, names)
+    assert not outcome.classifications
+    assert not outcome.dead_letters

@@ -49,7 +49,7 @@ class Health:
     sources: dict[str, SourceHealth] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._written_at, self._was_told = float("-inf"), False
+        self._written_at, self._was_told, self._was_ready = float("-inf"), False, False
 
     @property
     def is_ready(self) -> bool:
@@ -58,12 +58,13 @@ class Health:
         return self.state == "running" and all(ok)
 
     def tell(self, state: State | None = None) -> None:
-        """Write the file if it is a second old, or the job's state is another. A disk that is full stops no alert."""
-        is_news = state is not None and state != self.state
+        """Write the file if it is a second old, or says what is no longer so. A disk that is full stops no alert."""
+        is_news = state not in (None, self.state)
         self.state = state or self.state
+        is_news |= self.is_ready != self._was_ready
         if self.file is None or not (is_news or time.monotonic() - self._written_at >= EVERY_S):
             return
-        self._written_at = time.monotonic()
+        self._written_at, self._was_ready = time.monotonic(), self.is_ready
         text = json.dumps({"health": 1, "time": _now(), "pid": os.getpid(), "ready": self.is_ready} | self._fields())
         try:
             self.file.parent.mkdir(parents=True, exist_ok=True)

@@ -43,6 +43,9 @@ def test_it_is_written_once_a_second_and_at_each_change(tmp_path: Path) -> None:
     first = file.read_text()
     health.tell()
     assert file.read_text() == first
+    health.sources["ztf"] = SourceHealth("restarting")
+    health.tell()
+    assert read(file)["ready"] is False
     health.tell("draining")
     assert read(file)["state"] == "draining"
 

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 
 from broker import model, split
 from broker.lightcurve import BANDS, WAVELENGTH_NM
-from models.training import augment, compress, dataset, evaluate, export, network, prune, release, train
+from models.training import ablations, augment, compress, dataset, evaluate, export, network, prune, release, train
 from models.training.dataset import CLASSES, SET_NAMES, SETS, Metadata
 
 N_OBJECTS = 60
@@ -47,6 +47,8 @@ def write_set(folder: Path, source: dataset.LabelledSet, seed: int) -> None:
         {"object_id": names, "ra": rng.uniform(0, 360, N_OBJECTS), "dec": rng.uniform(-60, 60, N_OBJECTS)}
     )
     meta[source.label] = label
+    if isinstance(source.permitted, str):
+        meta["origin"] = [source.permitted if kind == "SLSN" else "another" for kind in label]
     if source.name == "yse_dr1":
         meta["spec_class"] = label
     meta.to_parquet(folder / "metadata.parquet")
@@ -110,6 +112,36 @@ def test_a_transient_that_only_fades_teaches_nothing(
     assert f"{(was_transient & test).sum()} in test" in said
     assert all(name in said for name in found.about.name[was_transient & ~test])
     assert not dataset.never_positive(data.curves, data.about).any()
+
+
+def test_what_an_open_model_is_not_permitted_teaches_nothing(data: dataset.TrainingSet) -> None:
+    found = dataset.withhold(data, ~data.about.permitted)
+    names = {SET_NAMES[i] for i in np.unique(found.about.origin[found.split == dataset.TRAIN])}
+    assert names == {"spcc", "elasticc_fink_tutorials", "elasticc_fink_extra", "real_transients", "ztf_fink_labelled"}
+    of_origin = (found.about.origin == SET_NAMES.index("real_transients")) & (found.split == dataset.TRAIN)
+    assert set(found.about.label[of_origin]) == {CLASSES.index("SLSN")}
+    assert ((found.split == dataset.TEST) == (data.split == dataset.TEST)).all()
+    taught = np.flatnonzero(augment.class_weights(found))
+    assert set(found.split[taught]) == {dataset.TRAIN}
+    assert {SET_NAMES[i] for i in found.about.origin[taught]} == names
+    card = "\n".join(release.card_lines("tiny-open", "", found, release.Measured({"ztf": 1.0, "lsst": 1.0})))
+    assert {row["name"] for row in tomllib.loads(card)["training_data"]} == names
+
+
+def test_ablations_withhold_what_they_name(data: dataset.TrainingSet) -> None:
+    runs = dict(ablations.runs(data))
+    origin = data.about.origin
+    assert not runs["all"].any()
+    assert (runs["without varstars"] == (origin == SET_NAMES.index("varstars"))).all()
+    assert set(origin[~runs["spcc alone"]]) == {SET_NAMES.index("spcc")}
+    assert (runs["0.25 of spcc"] >= runs["0.5 of spcc"]).all()  # each part holds the smaller ones
+    of_set = origin == SET_NAMES.index("spcc")
+    assert 0.1 < 1 - runs["0.25 of spcc"][of_set].mean() < 0.4
+    found = ablations.figures(data, runs["without ztf_snia"], steps=2, size=16)
+    assert "ztf_snia" in {f.name for f in found}
+    lines = "\n".join(ablations.table(dict.fromkeys(runs, found), data))
+    assert "| ztf_snia | all |" in lines
+    assert "nan" not in lines
 
 
 def test_outliers_are_taught_to_be_undecided() -> None:
@@ -294,7 +326,9 @@ def test_evaluation_packets_end_at_their_detection(data: dataset.TrainingSet) ->
 
 def about(ra: list[float], dec: list[float], names: list[str]) -> Metadata:
     n = len(names)
-    return Metadata(np.zeros(n, np.int8), np.array(names), np.array(ra), np.array(dec), np.zeros(n, np.int8))
+    return Metadata(
+        np.zeros(n, np.int8), np.array(names), np.array(ra), np.array(dec), np.zeros(n, np.int8), np.zeros(n, np.bool_)
+    )
 
 
 @settings(deadline=None, max_examples=50)

@@ -16,12 +16,24 @@ from broker import split as splitting
 from broker.lightcurve import BANDS, WINDOW_D, LightCurves
 from broker.split import CALIBRATION, TEST, TRAIN, Strings
 
-__all__ = ["CALIBRATION", "CLASSES", "OUTLIER", "TAXONOMY_IDS", "TEST", "TRAIN", "Metadata", "TrainingSet", "load"]
+__all__ = [
+    "CALIBRATION",
+    "CLASSES",
+    "OUTLIER",
+    "TAXONOMY_IDS",
+    "TEST",
+    "TRAIN",
+    "Metadata",
+    "TrainingSet",
+    "load",
+    "load_for",
+]
 
 CLASSES = ("SNIa", "SNII", "SNIbc", "SLSN", "TDE", "AGN", "VAR")  # order of the graph's output
 TRANSIENTS = [i for i, name in enumerate(CLASSES) if classes.BY_NAME[name].level == classes.TRANSIENT]
 TAXONOMY_IDS = {name: classes.BY_NAME[name].taxonomy_id for name in CLASSES}
 UNLABELLED, NOT_OURS = -1, -2
+WITHHELD = -1  # a side of the split for nothing
 OUTLIER = -3  # of a class that we know but do not answer: asteroids, kilonovae, flares. Taught as "could be anything"
 ZTF_WINDOW_D, LSST_WINDOW_D = WINDOW_D["ztf"], WINDOW_D["lsst"]
 
@@ -42,36 +54,40 @@ class LabelledSet:
     subtract_median: bool = False  # direct photometry, made to look like a difference
     unlabelled: bool = False  # also has files of unlabelled curves, for pre-training only
     mixed: bool = False  # its unlabelled objects stand among the others and are kept, for pre-training only
+    permitted: bool | str = False  # licensed so that all may be passed on; a text: those of this `origin` alone
 
 
 _NONE = "none stated"
 SETS = (
     LabelledSet("mallorn", "none found (Kaggle)", 23.9, LSST_WINDOW_D, 0.20, "class6", "lsst",
                 has_positions=False, unlabelled=True),
-    LabelledSet("spcc", "MIT", 27.5, LSST_WINDOW_D, 0.25, "class3", "des", has_positions=False),
+    LabelledSet("spcc", "MIT", 27.5, LSST_WINDOW_D, 0.25, "class3", "des", has_positions=False, permitted=True),
     LabelledSet("yse_dr1", _NONE, 27.5, LSST_WINDOW_D, 0.11, "spec_class_broad", "instrument",
                 mixed=True),
     LabelledSet("ztf_snia", _NONE, 27.5, ZTF_WINDOW_D, 0.06, "type", "ztf", all_detections=True),
     LabelledSet("many_tde_ztf", _NONE, 23.9, ZTF_WINDOW_D, 0.05, "true_type", "ztf"),
     LabelledSet("sdss_rrl", _NONE, 27.5, LSST_WINDOW_D, 0.04, "true_type", "sdss",
                 has_positions=False, subtract_median=True),
-    LabelledSet("elasticc_fink_tutorials", "Apache-2.0", 31.4, LSST_WINDOW_D, 0.10, "class_broad", "lsst"),
-    LabelledSet("elasticc_fink_extra", "Apache-2.0, MIT", 31.4, LSST_WINDOW_D, 0.005, "class_broad", "lsst"),
+    LabelledSet("elasticc_fink_tutorials", "Apache-2.0", 31.4, LSST_WINDOW_D, 0.10, "class_broad", "lsst",
+                permitted=True),
+    LabelledSet("elasticc_fink_extra", "Apache-2.0, MIT", 31.4, LSST_WINDOW_D, 0.005, "class_broad", "lsst",
+                permitted=True),
     LabelledSet("elasticc2_desc", _NONE, 31.4, LSST_WINDOW_D, 0.015, "class_broad", "lsst"),
     LabelledSet("real_transients", "MIT (SLSNe), else none stated", 31.4, LSST_WINDOW_D, 0.09, "class_broad",
-                "instrument"),
+                "instrument", permitted="slsne"),
     LabelledSet("varstars", _NONE, 31.4, LSST_WINDOW_D, 0.05, "class_broad", "random"),
     LabelledSet("ztf_fink_labelled", "Apache-2.0", 31.4, ZTF_WINDOW_D, 0.10, "class_broad", "ztf",
-                all_detections=True),
+                all_detections=True, permitted=True),
 )  # fmt: skip
 SET_NAMES = tuple(s.name for s in SETS)
+OPEN = "-open"  # end of the name of a model that permitted light curves alone have taught
 
 
 @dataclass(frozen=True)
 class Metadata:
-    """One row per object: set (index into SETS), name, position in degrees (NaN: unknown), label.
+    """One row per object: set (index into SETS), name, position in degrees (NaN: unknown), label, permitted.
 
-    label: index into CLASSES, UNLABELLED or OUTLIER.
+    label: index into CLASSES, UNLABELLED or OUTLIER. permitted: under MIT, Apache-2.0 or BSD.
     """
 
     origin: NDArray[np.int8]
@@ -79,6 +95,7 @@ class Metadata:
     ra: NDArray[np.float64]
     dec: NDArray[np.float64]
     label: NDArray[np.int8]
+    permitted: NDArray[np.bool_]
 
     def take(self, rows: NDArray[np.integer]) -> "Metadata":
         """The rows of these indices."""
@@ -110,6 +127,18 @@ def group(about: Metadata) -> NDArray[np.int64]:
 def split(about: Metadata) -> NDArray[np.int8]:
     """Side of each object: TRAIN, CALIBRATION or TEST."""
     return splitting.sides(about.name, about.ra, about.dec)
+
+
+def withhold(data: TrainingSet, objects: NDArray[np.bool_]) -> TrainingSet:
+    """Neither taught nor calibrated on (n,): on no side. Those of the test side stay there."""
+    side = np.where(objects & (data.split != TEST), WITHHELD, data.split)
+    return replace(data, split=side.astype(data.split.dtype))
+
+
+def load_for(name: str, folder: Path) -> TrainingSet:
+    """Every set of `folder`, for a model of this name: all else is withheld from one that ends in OPEN."""
+    data = load(folder)
+    return withhold(data, ~data.about.permitted) if name.endswith(OPEN) else data
 
 
 def load(folder: Path, sets: tuple[LabelledSet, ...] = SETS) -> TrainingSet:
@@ -172,7 +201,10 @@ def _metadata(meta: pd.DataFrame, label: NDArray[np.int8], source: LabelledSet, 
     ra = dec = np.full(len(meta), np.nan)
     if source.has_positions and not prefix:
         ra, dec = labelled.positions(meta)
-    return Metadata(np.full(len(meta), SET_NAMES.index(source.name), np.int8), names, ra, dec, label)
+    allowed = np.full(len(meta), source.permitted is True)
+    if isinstance(source.permitted, str):
+        allowed = (meta["origin"] == source.permitted).to_numpy(np.bool_)
+    return Metadata(np.full(len(meta), SET_NAMES.index(source.name), np.int8), names, ra, dec, label, allowed)
 
 
 def _bands(table: pd.DataFrame, row: NDArray[np.int64], source: LabelledSet) -> NDArray[np.int8]:

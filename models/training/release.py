@@ -190,6 +190,8 @@ def _training_data(data: TrainingSet) -> Iterator[str]:
         row = {"name": source.name, "licence": source.licence, "zero_point": source.zero_point}
         row |= {"positions": source.has_positions, "n_labelled": int((of_set & (label >= 0)).sum())}
         row |= {"n_outliers": int((of_set & (label == OUTLIER)).sum())}
+        if not of_set.any():
+            continue
         yield from _table("training_data", row | {"n_unlabelled": int((of_set & (label == UNLABELLED)).sum())})
 
 
@@ -299,7 +301,7 @@ def main() -> None:
     models = arguments.folder
     if arguments.data:
         shape = Shape(len(CLASSES))
-        data = dataset.load(arguments.data)
+        data = dataset.load_for(arguments.folder.name, arguments.data)
         if arguments.weights:
             release(network.restore(arguments.weights, shape), shape, data, arguments.folder)
         else:

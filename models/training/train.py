@@ -1,10 +1,12 @@
 """Trains the network on the labelled sets and writes its weights.
 
     python -m models.training.train --data ../shared/datasets --weights build/t2b-1.npz
+    python -m models.training.train --data ../shared/datasets --weights build/t2b-1-open.npz
+
+The second learns from nothing, by light curves under MIT, Apache-2.0 or BSD alone.
 
 Top to bottom: read, cut the first model down (or, from nothing, pre-train: guess hidden fluxes), fine-tune (classes),
-distil, save. `release.py` calibrates the weights,
-measures them and writes the model's folder.
+distil, save. `release.py` calibrates the weights, measures them and writes the model's folder.
 """
 
 import argparse
@@ -208,15 +210,16 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder of the labelled sets")
-    parser.add_argument("--weights", type=Path, required=True, help="file to write, .npz")
+    parser.add_argument("--weights", type=Path, required=True, help="file to write: NAME.npz, NAME-open.npz")
     parser.add_argument("--from-nothing", action="store_true", help="pre-train instead of cutting t2b-0 down")
     arguments = parser.parse_args()
     started = time.monotonic()
-    plan = Plan(first=None if arguments.from_nothing else FIRST)
+    name = arguments.weights.stem
+    plan = Plan(first=None if arguments.from_nothing or name.endswith(dataset.OPEN) else FIRST)
     steps = f"{plan.steps}, {plan.whole_steps if plan.first else 0} and {plan.taught_steps} steps of {plan.size}"
     how = f"from {plan.first.name}" if plan.first else f"{plan.pretrain_steps} steps of pre-training"
     print(f"revision {revision()}, jax {jax.__version__}, seed {SEED}, {how}, {steps}", flush=True)
-    params = train(dataset.load(arguments.data), plan)
+    params = train(dataset.load_for(name, arguments.data), plan)
     network.save(params, arguments.weights)
     print(f"trained in {(time.monotonic() - started) / 60:.0f} minutes", flush=True)
 

@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pandas as pd
 import pytest
 
@@ -170,6 +171,14 @@ def test_timed_curves_have_the_length_asked_for() -> None:
     part = timing.of_length(curves_of([bump(n, n) for n in (70, 10, 64, 65)]), 64)
     assert part.counts.tolist() == [64, 64, 64]
     assert timing.least({"nothing": lambda: None}, 2)["nothing"] < 1e4
+
+
+def test_a_graph_is_timed_on_what_it_is_served(monkeypatch: pytest.MonkeyPatch) -> None:
+    part = curves_of([bump(32, i) for i in range(8)])
+    monkeypatch.setattr(timing, "BATCH", len(part))
+    folder = model.find("t2b-1")
+    (found,) = timing.session(onnx.load(folder / model.MODEL_FILE)).run(None, timing._feed(part, 32))
+    assert np.abs(found - model.load(folder).predict(part)).max() < 1e-5
 
 
 def test_the_replica_has_the_size_of_the_paper() -> None:

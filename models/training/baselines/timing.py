@@ -3,8 +3,8 @@
     python -m models.training.baselines.timing --data ../shared/datasets --baselines build --model t2b-1
 
 The replica's network is timed alone in ONNX Runtime, from its finished grid on, and its grid apart; a released model
-from raw points on, LightGBM with its features. Rounds alternate, so that a busy machine is busy for all; the least time
-counts.
+through `broker.model` and as a graph alone, both from raw points on; LightGBM with its features. Rounds alternate, so
+that a busy machine is busy for all; the least time counts.
 """
 
 import argparse
@@ -123,6 +123,13 @@ def _boosted(trees: lightgbm.Booster, curves: LightCurves) -> object:
     return trees.predict(features.of_curves(curves), num_threads=1)
 
 
+def _feed(curves: LightCurves, n_points: int) -> dict[str, NDArray[np.generic]]:
+    """What a released graph takes, of curves of exactly so many points."""
+    columns = {name: getattr(curves, name) for name in ("flux", "flux_err", "detected")}
+    columns |= {"mjd": curves.mjd_tai, "band": curves.band.astype(np.int32)}
+    return {name: column.reshape(BATCH, n_points) for name, column in columns.items()}
+
+
 def measure(names: list[str], baselines: Path, curves: LightCurves) -> dict[str, float]:
     """Microseconds per light curve by what was timed."""
     trees = lightgbm.Booster(model_file=baselines / "boosted" / "model.txt")
@@ -137,6 +144,8 @@ def measure(names: list[str], baselines: Path, curves: LightCurves) -> dict[str,
         for name in names:
             released = models.load(models.find(name))
             calls[f"{released.card.name}, {n} points"] = partial(released.predict, part)
+            alone = session(onnx.load(models.find(name) / models.MODEL_FILE))
+            calls[f"graph of {released.card.name} alone, {n} points"] = partial(alone.run, None, _feed(part, n))
         calls[f"LightGBM with its features, {n} points"] = partial(_boosted, trees, part)
         calls[f"Gaussian process of the t2 replica, {n} points"] = partial(grid.grids, part)
     ready = paper.scaled(grid.grids(part), np.zeros(BATCH, np.bool_), by)

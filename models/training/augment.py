@@ -21,7 +21,6 @@ LAST_DETECTION = 0.35  # share of draws at the last detection; the others at a l
 DIMMED = 0.5  # share moved to a larger distance: signal times 0.3-1, same error bars
 STRETCH = 0.1  # sigma of log(1+z) changes, applied to time and wavelength of transients
 ZERO_POINT = 1.0  # sigma of log flux: without it, a set's typical brightness becomes the class (RR Lyrae)
-SAME_BRIGHTNESS = 0.5  # share that keeps its own: it is most of what a single detection tells
 ONLY_GR = 0.18  # share that keeps g and r only, as ZTF has
 ONE_BAND_LOST = 0.12
 THINNED = 0.3  # share whose cadence is thinned by 10-60 %
@@ -121,7 +120,7 @@ class Sampler:
         rng, n = self.rng, len(rows)
         z = np.exp(rng.normal(0, STRETCH, (n, 1)))
         z = np.where(self._is_steady[rows][:, None], 1.0, z)
-        gain = np.exp(rng.normal(0, ZERO_POINT, (n, 1)) * (rng.random((n, 1)) >= SAME_BRIGHTNESS))
+        gain = np.exp(rng.normal(0, ZERO_POINT, (n, 1)))
         peak = np.where(draw.keep, np.abs(draw.flux), 0).max(1, keepdims=True)
         gain = np.where(peak > BRIGHT_NJY, np.exp(rng.uniform(np.log(1e3), np.log(1e6), (n, 1))) / peak, gain)
         gain = gain.astype(np.float32)

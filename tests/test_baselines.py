@@ -16,8 +16,8 @@ import jax.numpy as jnp
 
 from broker import model
 from broker.lightcurve import BANDS, LightCurves, Points, merge
-from models.training import dataset, evaluate
-from models.training.baselines import boosted, compare, features, grid, packets, paper, timing
+from models.training import dataset, evaluate, release
+from models.training.baselines import boosted, compare, features, grid, packets, paper, replica, timing
 from models.training.baselines.grid import N_TIMES
 from models.training.dataset import SETS, TRAIN, TrainingSet
 
@@ -159,12 +159,35 @@ def test_attention_of_the_replica_is_softmax_attention() -> None:
 def test_the_replica_gives_the_same_in_onnx(tmp_path: Path) -> None:
     params = jax.tree.map(lambda x: x + np.float32(0.05), paper.initial())
     x = np.random.default_rng(0).normal(0, 1, (5, N_TIMES, 6)).astype(np.float32)
-    (found,) = timing.session(timing.network(params)).run(None, {"grid": x})
+    (found,) = timing.session(replica.network(params)).run(None, {"grid": x})
     assert np.abs(found - paper.probabilities(params, x)).max() < 1e-5
     np.savez(tmp_path / "weights.npz", allow_pickle=False, scales=np.ones((2, 2, 6)), **paper._flat(params))
     stored, by = paper.load(tmp_path / "weights.npz")
     assert by.shape == (2, 2, 6)
     assert np.abs(found - paper.probabilities(stored, x)).max() < 1e-5
+
+
+def test_the_replica_as_a_folder_answers_as_it_was_trained(data: TrainingSet, tmp_path: Path) -> None:
+    params = jax.tree.map(lambda x: x + np.float32(0.05), paper.initial())
+    scales = np.random.default_rng(0).uniform(1, 300, (2, 2, 6)).astype(np.float32)
+    divisor = {"ztf": 1.0, "lsst": 1.0}
+    release.write(tmp_path, replica.graph(params, scales, divisor), data, release.Measured(divisor))
+    held = evaluate.packets(data, dataset.TEST, 0).curves
+    of_ztf = [(60000.0, "ztf-g", 900.0, 5.0)]
+    odd = curves_of([of_ztf, bump(3), [*of_ztf, *of_ztf, (60090.0, "lsst-u", 1.0, 5.0)]])
+    for curves in (held, odd):
+        is_ztf = ~evaluate.has_other_bands(curves)
+        expected = paper.probabilities(params, paper.scaled(grid.grids(curves), is_ztf, scales))
+        loaded = model.load(tmp_path)
+        assert np.abs(loaded.predict(curves) - expected).max() < 1e-5
+        assert np.abs(loaded.predict(curves.take(np.array([2]))) - expected[2]).max() < 1e-5
+    assert evaluate.has_other_bands(held).any()
+    assert not evaluate.has_other_bands(held).all()
+    sharper = replica.graph(params, scales, {"ztf": 1.0, "lsst": 0.5})
+    release.write(tmp_path, sharper, data, release.Measured(divisor))
+    found = model.load(tmp_path).predict(odd)
+    assert np.abs(found[0] - expected[0]).max() < 1e-5
+    assert found[2].max() > expected[2].max() + 1e-3
 
 
 def test_timed_curves_have_the_length_asked_for() -> None:

@@ -161,7 +161,8 @@ def test_chain_from_tables_to_a_released_model(data: dataset.TrainingSet, tmp_pa
     params = train.train(data, train.Plan(pretrain_steps=4, steps=30, taught_steps=4, size=16, first=None))
     network.save(params, tmp_path / "weights.npz")
     shape = network.Shape(len(CLASSES))
-    release.release(network.restore(tmp_path / "weights.npz", shape), shape, data, tmp_path / "tiny-1")
+    params = network.restore(tmp_path / "weights.npz", shape)
+    release.release(tmp_path / "tiny-1", data, *release.exports(params, shape, data))
     loaded = model.load(tmp_path / "tiny-1")
     assert [c.name for c in loaded.card.classes] == list(CLASSES)
     assert abs(sum(c.prior for c in loaded.card.classes) - 1) < 1e-3

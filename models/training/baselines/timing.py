@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import lightgbm
 import numpy as np
@@ -24,73 +23,11 @@ from numpy.typing import NDArray
 from broker import model as models
 from broker.lightcurve import LightCurves
 from models.training import dataset
-from models.training.baselines import features, grid, paper
-from models.training.dataset import CLASSES
+from models.training.baselines import features, grid, paper, replica
 
 BATCH = 32
 POINTS = (32, 64)
 ROUNDS = 40
-HEAD_SIZE = paper.WIDTH // paper.HEADS
-NETWORK = f"""
-<ir_version: 10, opset_import: ["" : 21]>
-t2 (float[batch, {grid.N_TIMES}, {len(grid.LSST_NM)}] grid) => (float[batch, {len(CLASSES)}] probabilities) {{
-  embedded = MatMul(grid, embed_w)
-  embedded_b = Add(embedded, embed_b)
-  rectified = Relu(embedded_b)
-  h = Add(rectified, positions)
-  q = MatMul(h, query_w)
-  q_b = Add(q, query_b)
-  q_split = Reshape(q_b, by_head)
-  q_t = Transpose <perm = [0, 2, 1, 3]> (q_split)
-  k = MatMul(h, key_w)
-  k_b = Add(k, key_b)
-  k_split = Reshape(k_b, by_head)
-  k_t = Transpose <perm = [0, 2, 3, 1]> (k_split)
-  v = MatMul(h, value_w)
-  v_b = Add(v, value_b)
-  v_split = Reshape(v_b, by_head)
-  v_t = Transpose <perm = [0, 2, 1, 3]> (v_split)
-  q_scaled = Mul(q_t, scale)
-  score = MatMul(q_scaled, k_t)
-  weight = Softmax <axis = -1> (score)
-  mixed = MatMul(weight, v_t)
-  mixed_t = Transpose <perm = [0, 2, 1, 3]> (mixed)
-  joined = Reshape(mixed_t, whole)
-  out = MatMul(joined, out_w)
-  out_b_ = Add(out, out_b)
-  first = Add(h, out_b_)
-  normed = LayerNormalization <axis = -1, epsilon = 0.000001> (first, norm1_gain, norm1_shift)
-  up = MatMul(normed, up_w)
-  up_b_ = Add(up, up_b)
-  up_r = Relu(up_b_)
-  down = MatMul(up_r, down_w)
-  down_b_ = Add(down, down_b)
-  second = Add(normed, down_b_)
-  last = LayerNormalization <axis = -1, epsilon = 0.000001> (second, norm2_gain, norm2_shift)
-  pooled = ReduceMean <keepdims = 0> (last, times)
-  head = MatMul(pooled, head_w)
-  logit = Add(head, head_b)
-  probabilities = Softmax <axis = -1> (logit)
-}}
-"""
-
-
-def network(params: paper.Params) -> onnx.ModelProto:
-    """The replica as a graph: scaled grids (batch, 100, 6) to probabilities."""
-    made = onnx.parser.parse_model(NETWORK)
-    constants: dict[str, NDArray[Any]] = {
-        f"{name}_{kind}": np.asarray(x, np.float32) for name, of in params.items() for kind, x in of.items()
-    }
-    constants |= {
-        "positions": paper.positions(),
-        "by_head": np.array([0, grid.N_TIMES, paper.HEADS, HEAD_SIZE], np.int64),
-        "whole": np.array([0, grid.N_TIMES, paper.WIDTH], np.int64),
-        "scale": np.array(1 / np.sqrt(HEAD_SIZE), np.float32),
-        "times": np.array([1], np.int64),
-    }
-    made.graph.initializer.extend(onnx.numpy_helper.from_array(x, name) for name, x in constants.items())
-    onnx.checker.check_model(made, full_check=True)
-    return made
 
 
 def session(graph: onnx.ModelProto) -> ort.InferenceSession:
@@ -134,7 +71,7 @@ def measure(names: list[str], baselines: Path, curves: LightCurves) -> dict[str,
     """Microseconds per light curve by what was timed."""
     trees = lightgbm.Booster(model_file=baselines / "boosted" / "model.txt")
     params, by = paper.load(baselines / "paper" / "weights.npz")
-    graph = network(params)
+    graph = replica.network(params)
     print(f"t2 replica in fp32: {len(graph.SerializeToString()):,} bytes", flush=True)
     running = session(graph)
     calls: dict[str, Callable[[], object]] = {}

@@ -61,7 +61,7 @@ OF_DATA = (
     "the card's accuracy on real alerts.",
     "Probabilities assume the training prior; for another mix of classes divide by it and multiply by yours.",
 )
-OUTLIERS = "It was taught to be undecided about asteroids, kilonovae and flares; artefacts it has never seen."
+OUTLIERS = "The model was taught to be undecided about asteroids, kilonovae and flares; artefacts it has never seen."
 WEAKNESSES = {
     "t2b-1": (
         OUTLIERS,
@@ -70,6 +70,15 @@ WEAKNESSES = {
         "a fifth), TDE for AGN (two fifths are found), SLSN for SNII.",
         "Real AGN of ZTF look like TDEs: from 4 detections on a transient needs a high probability of all transients "
         "together, and a true one is often left without a verdict.",
+    ),
+    "t2b-1-open": (
+        OUTLIERS,
+        "Of what may be passed on, one TDE and 39 AGN are on the training side: it can't tell a TDE, and AGN seldom. "
+        "Real supernovae other than SLSNe are three: what it knows of SNIa, SNII and SNIbc is simulated.",
+    ),
+    "t2-paper": (
+        "The paper's network: for comparison, not for use. Its grid runs from the first point to the last, so it doesn't "
+        "see how long that was; a light curve of more than 128 points takes it 10 ms and more.",
     ),
 }
 
@@ -295,6 +304,12 @@ def _cell(figure: Mapping[str, Any] | None) -> str:
 
 
 README = """# Released models
+
+`t2b-1` is the one to use. `t2b-1-open` is its twin, taught by light curves under MIT, Apache-2.0 or BSD alone, for
+those to whom that matters; what it loses is in [training/BASELINES.md](training/BASELINES.md). `t2-paper` is the network
+of the paper that this project starts from (arXiv:2303.08951), retrained on today's objects, so that it can be compared.
+It takes raw points, too: its grid of 100 times and 6 bands, by a Gaussian process (Matern-3/2 in time and wavelength,
+20 days and 600 nm), is made inside the graph.
 
 One folder per model: `model.onnx` (all preprocessing inside), `card.toml` (what it needs and promises), `golden.npz`
 (light curves of permissively licensed sets with the probabilities they must give), `figures.svg`. This page is

@@ -4,7 +4,8 @@
         --out models/training/BASELINES.md
 
 `--baselines` holds boosted/answers.npz and paper/answers.npz, as `boosted` and `paper` write them; nothing is trained
-here, so the table of a new model takes a minute. Answers are among all classes of each; classes are matched by name.
+here, so the table of a new model takes a minute. A second model is compared with the first one, too. Answers are among
+all classes of each; classes are matched by name.
 """
 
 import argparse
@@ -183,11 +184,10 @@ with a 95 % interval over 300 resamplings of the objects as pairs, bold where it
   numbers of detections, number of trees by the calibration side (`boosted.py`; log in `logs/boosted.log`).
 - **t2 replica**: the paper's network (1 block, width 32, 16 heads, 13,159 parameters here) on a grid of 100 times x 6
   bands by a Gaussian process with fixed length scales, trained on the same objects at their last and at one log-uniform
-  number of detections (`paper.py` says where this is kinder to it than the paper; log in `logs/paper.log`). It is not
-  released as a model folder: a model of the broker takes raw points, and ONNX has no operator for the linear solve per
-  curve that makes the grid.
+  number of detections (`paper.py` says where this is kinder to it than the paper; log in `logs/paper.log`). Released as
+  `t2-paper` by `replica.py`, with a temperature per survey.
 
-Both got one temperature from the calibration side.
+Both got one temperature from the calibration side here.
 """
 
 
@@ -208,9 +208,11 @@ def main() -> None:
         key=lambda h: [s.name for s in SETS].index(h.source),
     )
     lines = [HEAD.rstrip("\n")]
+    first = next(iter(released))
     for name in released:
-        lines += ["", f"## {name}", "", *(verdict(held, name, other) for other in others)]
-        lines += ["", *table(held, name, others)]
+        beside = others if name == first else [first, *others]
+        lines += ["", f"## {name}", "", *(verdict(held, name, other) for other in beside)]
+        lines += ["", *table(held, name, beside)]
     everyone = [*released, *others]
     lines += ["", "## Probabilities, last packets", "", *losses(held, everyone)]
     lines += ["", "## Answers among the set's own classes", "", *within(held, everyone)]

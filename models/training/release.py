@@ -77,8 +77,8 @@ WEAKNESSES = {
         "Real supernovae other than SLSNe are three: what it knows of SNIa, SNII and SNIbc is simulated.",
     ),
     "t2-paper": (
-        "The paper's network: for comparison, not for use. Its grid runs from the first point to the last, so it doesn't "
-        "see how long that was; a light curve of more than 128 points takes it 10 ms and more.",
+        "The paper's network: for comparison, not for use. Its grid runs from the first point to the last, so it "
+        "doesn't see how long that was; a light curve of more than 128 points takes it 10 ms and more.",
     ),
 }
 
@@ -306,7 +306,7 @@ def _cell(figure: Mapping[str, Any] | None) -> str:
 README = """# Released models
 
 `t2b-1` is the one to use. `t2b-1-open` is its twin, taught by light curves under MIT, Apache-2.0 or BSD alone, for
-those to whom that matters; what it loses is in [training/BASELINES.md](training/BASELINES.md). `t2-paper` is the network
+those to whom that matters; what it loses is in [BASELINES.md](training/BASELINES.md). `t2-paper` is the network
 of the paper that this project starts from (arXiv:2303.08951), retrained on today's objects, so that it can be compared.
 It takes raw points, too: its grid of 100 times and 6 bands, by a Gaussian process (Matern-3/2 in time and wavelength,
 20 days and 600 nm), is made inside the graph.

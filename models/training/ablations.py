@@ -3,8 +3,8 @@
     python -m models.training.ablations --data ../shared/datasets --work build/ablations \
         --out models/training/ABLATIONS.md
 
-Every run starts from nothing and takes the same few steps (no pre-training, no teachers): its figures are to be
-compared with those of the run with all sets, not with a released model's. They are of held-out objects, through
+Every run starts from nothing and takes the same few steps (no pre-training, no teachers), but for one; its figures are
+to be compared with those of the run with all sets, not with a released model's. They are of held-out objects, through
 `broker.model` on the exported file in float32. What a run found stays in `--work`, so that a broken-off call goes on.
 """
 
@@ -29,21 +29,23 @@ STEPS = 4000  # a sixth of a released model's: the loss of the calibration side 
 ONE_CLASS = ("ztf_snia", "many_tde_ztf", "sdss_rrl", "varstars")  # the set may give the class away: leave it out
 PARTS = {"spcc": (0.5, 0.25, 0.125), "mallorn": (0.5, 0.25)}  # learning curves of the sets that are below their goals
 ALONE = ("spcc",)
+LONG = 12_000  # steps of another run alone: what this network can reach there
 Mask = NDArray[np.bool_]
 
 
-def runs(data: TrainingSet) -> Iterator[tuple[str, Mask]]:
-    """Name of each run, and the objects (n,) withheld from it."""
+def runs(data: TrainingSet) -> Iterator[tuple[str, Mask, int]]:
+    """Name of each run, the objects (n,) withheld from it, and its steps."""
     origin = data.about.origin
-    yield "all", np.zeros(len(data), np.bool_)
+    yield "all", np.zeros(len(data), np.bool_), STEPS
     for name in ONE_CLASS:
-        yield f"without {name}", origin == SET_NAMES.index(name)
+        yield f"without {name}", origin == SET_NAMES.index(name), STEPS
     rank = np.random.default_rng(0).random(len(data))
     for name, shares in PARTS.items():
         for share in shares:
-            yield f"{share:g} of {name}", (origin == SET_NAMES.index(name)) & (rank >= share)
+            yield f"{share:g} of {name}", (origin == SET_NAMES.index(name)) & (rank >= share), STEPS
     for name in ALONE:
-        yield f"{name} alone", origin != SET_NAMES.index(name)
+        for steps in (STEPS, LONG):
+            yield f"{name} alone {steps}", origin != SET_NAMES.index(name), steps
 
 
 def figures(data: TrainingSet, withheld: Mask, steps: int, size: int = train.BATCH) -> list[Figure]:
@@ -81,10 +83,10 @@ def table(found: dict[str, list[Figure]], data: TrainingSet) -> Iterator[str]:
     for name, shares in PARTS.items():
         of_set = (data.about.origin == SET_NAMES.index(name)) & (data.split == TRAIN) & (data.about.label >= 0)
         rows = {f"{share:g} of {name}": share for share in reversed(shares)} | {"all": 1.0}
-        rows |= {f"{name} alone": 1.0} if name in ALONE else {}
+        rows |= {f"{name} alone {steps}": 1.0 for steps in (STEPS, LONG) if name in ALONE}
         for run, share in rows.items():
             scores = " | ".join(f"{f.macro_f1:.3f}" for f in _of(found[run], name))
-            alone = ", and from nothing else" if run.endswith("alone") else ""
+            alone = f", and from nothing else, {run.split()[-1]} steps" if "alone" in run else ""
             yield f"| {name} | {round(share * of_set.sum())}{alone} | {scores} |"
 
 
@@ -102,11 +104,11 @@ def main() -> None:
     arguments.work.mkdir(parents=True, exist_ok=True)
     data = dataset.load(arguments.data)
     found = {}
-    for name, withheld in runs(data):
+    for name, withheld, steps in runs(data):
         path = arguments.work / f"{name.replace(' ', '-')}.json"
         if not path.exists():
             print(name, flush=True)
-            path.write_text(json.dumps([asdict(f) for f in figures(data, withheld, STEPS)]))
+            path.write_text(json.dumps([asdict(f) for f in figures(data, withheld, steps)]))
         found[name] = [Figure(**row) for row in json.loads(path.read_text())]
     head = (
         "# What figures owe to the sets\n\nWritten by `python -m models.training.ablations`; its first lines say how."

@@ -50,8 +50,10 @@ OF_DATA = (
     "One detection tells little: compare the figures at 1 detection with chance.",
     "yse_dr1 holds a handful of SLSN and TDE, which weigh as much in its macro-F1 as all its SNIa; `within` in the "
     "card counts the answers among the set's own classes.",
-    "Sets of one class (ztf_snia, many_tde_ztf, sdss_rrl, varstars) tell recall only, and their cadence may give "
-    "the class away.",
+    "Sets of one class (ztf_snia, many_tde_ztf, sdss_rrl, varstars) tell recall only, and how they were observed gives "
+    "the class away: in shortened runs without them, of their held-out objects at all detections .23 of the SNIa are "
+    "found in place of .94, none of 17 TDEs in place of 12, .08 of the RR Lyrae and .94 of varstars in place of all. "
+    "Expect the like of a stream that no training set resembles.",
     "mallorn was simulated from few real objects without naming them: near-twins may lie on both sides of its split, "
     "and its TDEs probably stem from those of many_tde_ztf.",
     "spcc repeats 45 non-Ia templates on both sides of the split.",

@@ -19,7 +19,7 @@ from broker.lightcurve import BANDS, LightCurves, Points, merge
 from models.training import dataset, evaluate, release
 from models.training.baselines import boosted, compare, features, grid, packets, paper, replica, timing
 from models.training.baselines.grid import N_TIMES
-from models.training.dataset import SETS, TRAIN, TrainingSet
+from models.training.dataset import SET_NAMES, SETS, TRAIN, TrainingSet
 
 KINDS = {"spcc": ["SNIa", "SNII", "SNIbc"], "ztf_snia": ["SN Ia"]}
 N_OBJECTS = 90
@@ -126,8 +126,11 @@ def test_training_packets_are_of_the_training_side_and_end_at_a_detection(data: 
     last = packed.curves.offsets[1:] - 1
     assert packed.curves.detected[last].all()
     span = packed.curves.mjd_tai[last] - packed.curves.mjd_tai[packed.curves.offsets[:-1]]
-    assert span[packed.is_ztf].max() <= 30
-    assert span[~packed.is_ztf].max() > 30
+    of_ztf = np.tile(
+        data.about.origin[(data.split == TRAIN) & (data.about.label >= 0)] == SET_NAMES.index("ztf_snia"), 4
+    )
+    assert span[of_ztf].max() <= 30
+    assert span[~of_ztf].max() > 30
     again = packets.training(data, 3, seed=1)
     assert (again.curves.mjd_tai == packed.curves.mjd_tai).all()
 
@@ -210,10 +213,10 @@ def test_the_replica_has_the_size_of_the_paper() -> None:
 
 def test_chains_from_tables_to_the_comparison(data: TrainingSet, tmp_path: Path) -> None:
     trees = boosted.train(data, most_trees=5, n_cuts=1)
-    answers = {"LightGBM": packets.answer(lambda c, _: np.asarray(trees.predict(features.of_curves(c))), data)}
+    answers = {"LightGBM": packets.answer(lambda c: np.asarray(trees.predict(features.of_curves(c))), data)}
     params, by = paper.train(data, steps=3, size=8)
     answers["t2 replica"] = packets.answer(
-        lambda c, ztf: paper.probabilities(params, paper.scaled(grid.grids(c), ztf, by)), data
+        lambda c: paper.probabilities(params, paper.scaled(grid.grids(c), ~evaluate.has_other_bands(c), by)), data
     )
     for name, found in answers.items():
         found.save(tmp_path / "answers.npz")

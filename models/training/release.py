@@ -119,7 +119,7 @@ def release(folder: Path, data: TrainingSet, graph: Exported, exact: Exported | 
         with tempfile.TemporaryDirectory() as other:
             float32_size = write(Path(other), exact(measured.temperature), data, measured)
             cost = evaluate.compression(calibrated, model.load(Path(other)), data, (size, float32_size))
-    for line in (*figures, *thresholds, cost):
+    for line in (*figures, *thresholds, *([cost] if cost else [])):
         print(line, flush=True)
     whole = Measured(measured.temperature, figures, thresholds, cost)
     write(folder, graph(measured.temperature), data, whole)

@@ -86,7 +86,7 @@ def main() -> None:
     model.save_model(arguments.out / "model.txt")
     print(f"{(arguments.out / 'model.txt').stat().st_size:,} bytes", flush=True)
 
-    def predict(curves: LightCurves, is_ztf: NDArray[np.bool_]) -> NDArray[np.float64]:
+    def predict(curves: LightCurves) -> NDArray[np.float64]:
         return np.asarray(model.predict(features.of_curves(curves)), np.float64)
 
     packets.answer(predict, data).save(arguments.out / "answers.npz")

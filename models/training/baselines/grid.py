@@ -18,7 +18,6 @@ TIME_SCALE_D, WAVELENGTH_SCALE_NM = 20.0, 600.0
 AMPLITUDE = 0.5  # of the peak
 FLOOR = 1e-3  # error added to each point in units of the peak, so that the matrix is never singular
 MARGIN_D = 50.0  # points further than this from the detections are left out, as the paper trims
-MOST_POINTS = 160  # of the highest signal-to-noise; the solve grows with the cube
 GRIDS_PER_CALL = 128
 Floats = NDArray[np.float64]
 
@@ -40,10 +39,7 @@ def _trimmed(curves: LightCurves) -> LightCurves:
     np.minimum.at(first, rows[seen], curves.mjd_tai[seen])
     np.maximum.at(last, rows[seen], curves.mjd_tai[seen])
     near = (curves.mjd_tai >= first[rows] - MARGIN_D) & (curves.mjd_tai <= last[rows] + MARGIN_D)
-    curves = curves.select(near)
-    order = np.lexsort((-np.abs(curves.flux / curves.flux_err), curves.rows))
-    rank = np.arange(len(order)) - curves.offsets[curves.rows[order]]
-    return curves.select(np.sort(order[rank < MOST_POINTS]))
+    return curves.select(near)
 
 
 def _solved(p: Padded) -> NDArray[np.float32]:

@@ -15,15 +15,14 @@ from models.training.dataset import CALIBRATION, CLASSES, SET_NAMES, SETS, TEST,
 MAX_POINTS = 256  # longer packets are thinned, as the released models have it
 PACKETS_PER_CALL = 2048
 Floats = NDArray[np.float64]
-Predict = Callable[[LightCurves, NDArray[np.bool_]], NDArray[np.float64]]  # packets, is each of ZTF -> probabilities
+Predict = Callable[[LightCurves], NDArray[np.float64]]  # packets -> probabilities
 
 
 @dataclass(frozen=True)
 class Training:
-    """n packets of training objects: curves, whether cut to ZTF's 30 days, label, weight (sums to 1)."""
+    """n packets of training objects: curves, label, weight (sums to 1)."""
 
     curves: LightCurves
-    is_ztf: NDArray[np.bool_]
     label: NDArray[np.int64]
     weight: Floats
 
@@ -54,7 +53,7 @@ def training(data: TrainingSet, n_cuts: int, seed: int) -> Training:
     n_found = np.diff(first)
     own = np.array([s.window_d for s in SETS])[data.about.origin[rows]]
     weight = augment.class_weights(data)[rows]
-    parts, ztf, weights = [], [], []
+    parts, weights = [], []
     for i in range(n_cuts + 1):
         k = np.floor(np.exp(rng.random(len(rows)) * np.log(n_found + 0.999))).astype(np.int64)
         k = n_found if i == 0 else np.clip(k, 1, n_found)
@@ -62,11 +61,10 @@ def training(data: TrainingSet, n_cuts: int, seed: int) -> Training:
         window = np.where(short, dataset.ZTF_WINDOW_D, own)
         newest = curves.mjd_tai[found[first[:-1] + k - 1]]
         parts.append(lightcurve.thin(lightcurve.cut(curves, newest, window), MAX_POINTS))
-        ztf.append(own == dataset.ZTF_WINDOW_D)
         last = augment.LAST_DETECTION
         weights.append(weight * (last if i == 0 else (1 - last) / n_cuts))
     label = np.tile(data.about.label[rows].astype(np.int64), n_cuts + 1)
-    return Training(LightCurves.concatenate(parts), np.concatenate(ztf), label, np.concatenate(weights))
+    return Training(LightCurves.concatenate(parts), label, np.concatenate(weights))
 
 
 def padded(curves: LightCurves) -> Padded:
@@ -135,8 +133,7 @@ def answer(predict: Predict, data: TrainingSet) -> Answers:
 
     def said(side: int, k: int) -> tuple[evaluate.Packets, Floats]:
         p = evaluate.packets(data, side, k)
-        is_ztf = np.array([s.window_d == dataset.ZTF_WINDOW_D for s in SETS])[p.origin]
-        return p, np.log(np.maximum(predict(lightcurve.thin(p.curves, MAX_POINTS), is_ztf), 1e-12))
+        return p, np.log(np.maximum(predict(lightcurve.thin(p.curves, MAX_POINTS)), 1e-12))
 
     known = [said(CALIBRATION, k) for k in evaluate.CUTS]
     label, origin = (np.concatenate([getattr(p, name) for p, _ in known]) for name in ("label", "origin"))

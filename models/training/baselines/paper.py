@@ -22,7 +22,7 @@ import optax
 from numpy.typing import NDArray
 
 from broker.lightcurve import LightCurves
-from models.training import dataset
+from models.training import dataset, evaluate
 from models.training.baselines import packets
 from models.training.baselines.grid import LSST_NM, N_TIMES, grids
 from models.training.dataset import CLASSES, TrainingSet
@@ -130,8 +130,9 @@ def train(data: TrainingSet, steps: int = STEPS, size: int = BATCH) -> tuple[Par
     packed = packets.training(data, N_CUTS, SEED)
     x = grids(packed.curves)
     print(f"{len(x)} grids, {time.monotonic() - started:.0f} s", flush=True)
-    by = scales(x, packed.is_ztf)
-    x = scaled(x, packed.is_ztf, by)
+    is_ztf = ~evaluate.has_other_bands(packed.curves)
+    by = scales(x, is_ztf)
+    x = scaled(x, is_ztf, by)
     return optimise(x, packed.label, packed.weight, steps, size), by
 
 
@@ -208,8 +209,8 @@ def main() -> None:
     params, by = train(data, arguments.steps)
     np.savez(arguments.out / "weights.npz", allow_pickle=False, scales=by, **_flat(params))
 
-    def predict(curves: LightCurves, is_ztf: NDArray[np.bool_]) -> NDArray[np.float64]:
-        return probabilities(params, scaled(grids(curves), is_ztf, by))
+    def predict(curves: LightCurves) -> NDArray[np.float64]:
+        return probabilities(params, scaled(grids(curves), ~evaluate.has_other_bands(curves), by))
 
     packets.answer(predict, data).save(arguments.out / "answers.npz")
 

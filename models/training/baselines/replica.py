@@ -5,7 +5,7 @@
 
 The graph takes raw points as every released model does, so the Gaussian process of `grid.py` is part of it. ONNX has no
 operator that solves linear equations: a Loop over the points does it, by Gauss and Jordan without pivoting (the matrix
-is symmetric and positive), in double. It has no limit of points of its own, where `grid.py` stops at MOST_POINTS.
+is symmetric and positive), in double.
 """
 
 import argparse

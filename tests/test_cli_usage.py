@@ -114,7 +114,7 @@ WRONG_VALUES = {
     "classify {alert} --unit erg": "--unit 'erg': one of nJy, uJy, mJy, Jy, FLUXCAL",
     "classify {alert} --bands 2mass": "--bands '2mass': lsst, ztf, ps1, des, sdss are known",
     "classify {alert} --unit nJy --zero-point 31.4": "--unit and --zero-point are both given",
-    "classify {alert} --model t2b-0": "no model 't2b-0': neither a released one (t2-paper, t2b-1, t2b-1-open) nor a folder",
+    "classify {alert} --model t2b-0": "no model 't2b-0': neither a released one (t2-paper, t2b-1, t2b-1-open) nor a",
     "evaluate {folder} --json {folder}": "needs a file name in a folder that exists",
     "evaluate {folder} --json {folder}/none/a.json": "needs a file name in a folder that exists",
     "evaluate {folder} --survey hst": "--survey 'hst': lsst and ztf are known",

@@ -99,7 +99,7 @@ def test_config_check_loads_the_model(tmp_path: Path) -> None:
     assert one_line(fine.stdout).endswith("fine; 1 source(s), model t2b-1@1")
     missing = broker("config", "check", "--config", config(tmp_path, '[model]\nname = "t2b-10"'))
     assert missing.returncode == 2
-    assert "no model 't2b-10': neither a released one (t2b-1) nor a folder" in one_line(missing.stderr)
+    assert "no model 't2b-10': neither a released one (t2-paper, t2b-1, t2b-1-open) nor a" in one_line(missing.stderr)
 
 
 def test_models_list_and_show() -> None:
@@ -113,7 +113,7 @@ def test_models_list_and_show() -> None:
     assert "[[classes]]" in shown.stdout
     unknown = broker("models", "show", "none")
     assert unknown.returncode == 2
-    assert "(t2b-1)" in one_line(unknown.stderr)
+    assert "(t2-paper, t2b-1, t2b-1-open)" in one_line(unknown.stderr)
 
 
 def test_replay_needs_a_topic() -> None:

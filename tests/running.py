@@ -7,6 +7,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple, Self, cast
@@ -140,8 +141,7 @@ class Running:
 
     def __exit__(self, *_: object) -> None:
         """Whatever the test found: nothing stays behind."""
-        for pid in self.left():
-            os.kill(pid, signal.SIGKILL)
+        kill(self.left())
         self.process.wait(30)
 
     @property
@@ -176,6 +176,13 @@ class Running:
         listed = subprocess.run(["ps", "-A", "-o", "pid=,stat="], capture_output=True, text=True, check=True).stdout
         pids = [int(pid) for pid, state in map(str.split, listed.splitlines()) if not state.startswith("Z")]
         return [pid for pid in pids if _session_of(pid) == self.process.pid]
+
+
+def kill(pids: Iterable[int]) -> None:
+    """SIGKILL for those that still run: between a listing and the signal some end by themselves."""
+    for pid in pids:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
 
 
 def _session_of(pid: int) -> int | None:

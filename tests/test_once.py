@@ -6,10 +6,9 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from contextlib import suppress
 from pathlib import Path
 
-from running import Alert, Outcome, Running, broker, headers, read_outcome, send, topics_of, write_config
+from running import Alert, Outcome, Running, broker, headers, kill, read_outcome, send, topics_of, write_config
 from samples import whole
 
 from broker import checkpoint
@@ -24,11 +23,10 @@ def alerts(n: int) -> list[Alert]:
     return [Alert(sound[i % len(sound)][: 40 if i % 10 == 0 else None], str(i).encode()) for i in range(n)]
 
 
-def kill(job: Running) -> None:
+def kill_all_of(job: Running) -> None:
     """SIGKILL for the driver, its JVM and the workers."""
     os.killpg(job.process.pid, signal.SIGKILL)
-    for pid in job.left():
-        os.kill(pid, signal.SIGKILL)
+    kill(job.left())
     job.process.wait(10)
 
 
@@ -116,15 +114,13 @@ def test_a_kill_between_the_first_write_and_the_commit(kafka: EmbeddedKafka, tmp
     for n_committed in (0, 1):  # the second time the repeat of batch 0 comes first
         with Running(tmp_path / f"log{n_committed}", "run", "--config", config) as job:
             wait_for_a_write(job, n_committed, native)
-            kill(job)
+            kill_all_of(job)
         assert len(checkpoint.committed_batches(folder)) == n_committed, job.text
         written = read_outcome(kafka.bootstrap_servers, names)
         assert written.repeats().keys() == {1}
         assert_outlets(options, written, "at most")
     with Running(tmp_path / "last", "run", "--config", config, "--once") as job:
-        for pid in wait_for_a_write(job, 2, outlet):  # which is written after the native topics
-            with suppress(ProcessLookupError):  # it went with its parent
-                os.kill(pid, signal.SIGKILL)
+        kill(wait_for_a_write(job, 2, outlet))  # which is written after the native topics
         assert job.end(180) == 0, job.text
     assert "night batch 2: a worker failed (1)" in job.text
     assert "night batch 2 was not finished: " in job.text
@@ -149,9 +145,7 @@ def test_workers_that_die_again_and_again_are_no_alerts_fault(kafka: EmbeddedKaf
     config = write_config(tmp_path, kafka.bootstrap_servers, [source], names | {"create_topics": True})
     with Running(tmp_path / "log", "run", "--config", config, "--once") as job:
         while not all(words in job.text for words in ("runs again alert by alert", "the query failed; restart ")):
-            for pid in workers_of(job):
-                with suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
+            kill(workers_of(job))
             assert job.process.poll() is None, job.text
             time.sleep(0.2)
         assert job.end(180) == 0, job.text

@@ -46,7 +46,7 @@ def kill(kafka: EmbeddedKafka) -> None:
     listed = subprocess.run(["ps", "-A", "-o", "pid=,args="], capture_output=True, text=True, check=True).stdout
     jvms = [line.split() for line in listed.splitlines() if " kafka.Kafka " in line]
     for words in jvms:
-        with suppress(FileNotFoundError):  # another test's, which has just ended
+        with suppress(FileNotFoundError, ProcessLookupError):  # another test's, which has just ended
             if f"{kafka.bootstrap_servers}," in Path(words[-1]).read_text():
                 os.kill(int(words[0]), signal.SIGKILL)
     kafka.stop()

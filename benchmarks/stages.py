@@ -148,7 +148,7 @@ def inside(todo: Job) -> dict[str, float]:
     def once() -> None:
         tally = Tally(todo.survey, "", 0, 0, "")
         for batch in batches:
-            for _ in classify._answered(batch, work, tally):
+            for _ in classify._answered(batch, work, tally, {}):
                 pass
         tally.rows()
 

@@ -172,7 +172,7 @@ def _readonly(run: Run) -> str:
     """The classifications, then an outlet."""
     kind = ("classifications", "json")[len(run.result.hits) % 2]
     topic = f"{run.run}-{kind}"
-    admin = AdminClient(run.options)
+    admin = AdminClient(dict(run.options))
     who = (ResourceType.TOPIC, topic, ResourcePatternType.LITERAL, "User:ANONYMOUS", "*")
     run.snap()
     denied = AclBinding(*who, AclOperation.WRITE, AclPermissionType.DENY)
@@ -186,7 +186,7 @@ def _readonly(run: Run) -> str:
 def _deleted(run: Run) -> str:
     """What was on it is gone, so all is answered anew: no output topic, no checkpoint, from the earliest alert."""
     assert run.job is not None
-    admin = AdminClient(run.options)
+    admin = AdminClient(dict(run.options))
     run.snap()
     admin.delete_topics([run.outputs[0]])[run.outputs[0]].result(30)
     run.wait_for_end(3, "Kafka lacks the topic")

@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT / "tests") not in sys.path:
     sys.path.append(str(ROOT / "tests"))
 
-from registry_server import RegistryServer  # noqa: E402
+from registry_server import RegistryServer as RegistryServer  # noqa: E402  # the benchmarks' too
 
 if TYPE_CHECKING:
     from benchmarks.fault_run import Run
@@ -54,20 +54,23 @@ class Proxy(threading.Thread):
     def run(self) -> None:
         """Until `left`."""
         while not self.left.is_set():
-            if self.delay_s is None:
+            if not self._listens():
                 time.sleep(0.1)
                 continue
             with socket.create_server(("127.0.0.1", self.port)) as server:
                 server.settimeout(0.2)
-                while self.delay_s is not None and not self.left.is_set():
+                while self._listens() and not self.left.is_set():
                     with suppress(TimeoutError):
                         client, _ = server.accept()
                         threading.Thread(target=self._serve, args=(client,), daemon=True).start()
 
+    def _listens(self) -> bool:
+        return self.delay_s is not None  # another thread sets it
+
     def _serve(self, client: socket.socket) -> None:
         with client, suppress(OSError), socket.create_connection(("127.0.0.1", self._registry)) as registry:
             other = {client: registry, registry: client}
-            while not self.left.is_set() and self.delay_s is not None:
+            while not self.left.is_set() and self._listens():
                 for ready in select.select(list(other), [], [], 0.2)[0]:
                     piece = ready.recv(65_536)
                     if not piece:

@@ -104,7 +104,7 @@ def bare(kafka: EmbeddedKafka, topic: str) -> float:
         message = consumer.poll(30)
         if message is None or message.error():
             raise RuntimeError(f"{topic} has only {len(records)} records in its first partition")
-        records.append((message.key(), message.value()))
+        records.append((message.key() or b"", message.value() or b""))
     consumer.close()
     kafka.create_topics({f"{topic}-bare": 2}, {"max.message.bytes": str(MAX_MESSAGE_BYTES)})
     return round(throughput.send(kafka.bootstrap_servers, f"{topic}-bare", records * TIMES) / (BARE * TIMES) * 1e6, 1)

@@ -25,7 +25,7 @@ if str(ROOT) not in sys.path:
 
 import numpy as np  # noqa: E402
 
-from benchmarks import latency, machine  # noqa: E402
+from benchmarks import latency, machine, throughput  # noqa: E402
 from benchmarks.fault_load import Job  # noqa: E402
 from benchmarks.fault_registry import BASE, REGISTRY, SUBJECT, TEXT, Proxy, RegistryServer  # noqa: E402
 from benchmarks.nights import cost  # noqa: E402
@@ -84,7 +84,7 @@ def measure(rate: float, before_s: float, away_s: float) -> dict[str, Any]:
             phases["away"] = phase(job, away_s)
             feeding.join()
             deadline = time.monotonic() + 60
-            while latency.throughput.count(servers, "out") < feeder.sent and time.monotonic() < deadline:
+            while throughput.count(servers, "out") < feeder.sent and time.monotonic() < deadline:
                 time.sleep(0.2)
             said = job.said()
         finally:

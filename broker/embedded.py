@@ -119,7 +119,10 @@ class EmbeddedKafka:
         return self._watchdog is not None and self._watchdog.poll() is None
 
     def create_topics(self, topics: Mapping[str, int], config: Mapping[str, str] | None = None) -> None:
-        """Create topics (name: partitions), all with the same topic configuration. KafkaError names the one refused."""
+        """Create topics (name: partitions), all with the same topic configuration, and wait until clients see them.
+
+        KafkaError names the one refused.
+        """
         new = [NewTopic(name, n_partitions, 1, config=dict(config or {})) for name, n_partitions in topics.items()]
         admin = self._admin()  # held: the futures end with it
         for name, future in admin.create_topics(new).items():
@@ -130,6 +133,9 @@ class EmbeddedKafka:
                     f"can't create topic {name!r} on the embedded Kafka at {self.bootstrap_servers}: "
                     f"{error.args[0].str()}; its log: {self.log}"
                 ) from error
+        # The controller has them; what this broker tells clients follows a moment later.
+        while not topics.keys() <= admin.list_topics(timeout=30).topics.keys():
+            time.sleep(0.02)
 
     def _admin(self) -> AdminClient:
         return AdminClient({"bootstrap.servers": self.bootstrap_servers}, logger=_quiet)

@@ -101,6 +101,14 @@ def _toml(value: object) -> str:
     return f'"{value}"' if isinstance(value, str) else str(value)
 
 
+def wait_until(is_so: Callable[[], bool], timeout_s: float = STARTUP_S) -> None:
+    """Return once it is so."""
+    deadline = time.monotonic() + timeout_s
+    while not is_so():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
 def topics_of(name: str) -> dict[str, str]:
     """Names of the three output topics of a test."""
     return {
@@ -111,7 +119,7 @@ def topics_of(name: str) -> dict[str, str]:
 
 
 def broker(
-    *args: str | Path, timeout_s: float = 60, changes: Mapping[str, str] | None = None
+    *args: str | Path, timeout_s: float = 180, changes: Mapping[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
     """The command, run to its end. changes: environment variables."""
     environment = {**os.environ, "COLUMNS": "200", "NO_COLOR": "1", **(changes or {})}
@@ -164,7 +172,7 @@ class Running:
         except subprocess.TimeoutExpired:
             raise AssertionError(f"still running after {timeout_s:g} s:\n{self.text}") from None
 
-    def assert_nothing_left(self, timeout_s: float = 10) -> None:
+    def assert_nothing_left(self, timeout_s: float = 60) -> None:
         """Spark's JVM and the workers follow their parent within moments."""
         deadline = time.monotonic() + timeout_s
         while (left := self.left()) and time.monotonic() < deadline:

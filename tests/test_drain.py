@@ -11,7 +11,7 @@ from samples import whole
 from broker import checkpoint
 from broker.embedded import EmbeddedKafka
 
-# The job with a pause after each alert: a batch of 500 takes 10 s.
+# The job with a pause after each alert: a batch of 300 takes 6 s.
 SLOW = """
 from broker import service
 from broker.cli import main
@@ -56,28 +56,28 @@ def test_the_batch_under_way_is_committed_and_a_second_signal_breaks_it_off(
     """One topic with two batches: the first one is drained, the second one broken off, and all is answered once."""
     kafka.create_topics({"drain-in": 1})
     data = [s.data for s in whole("elasticc")]
-    send(kafka, "drain-in", [Alert(data[i % len(data)], b"") for i in range(1000)])
-    source = {"name": "slow", "survey": "elasticc", "topics": ["drain-in"], "max_alerts_per_batch": 500}
+    send(kafka, "drain-in", [Alert(data[i % len(data)], b"") for i in range(600)])
+    source = {"name": "slow", "survey": "elasticc", "topics": ["drain-in"], "max_alerts_per_batch": 300}
     names = topics_of("drain")
     config = write_config(tmp_path, kafka.bootstrap_servers, [source], names | {"create_topics": True})
     with Slow(config, "once") as job:
         job.wait_for_a_plan(0)
-        time.sleep(3)
+        time.sleep(1)
         assert newest(job.folder) == (0, -1)
         job.process.send_signal(signal.SIGTERM)
         asked = time.monotonic()
-        assert job.end(40) == 0, job.text
-        assert 3 < time.monotonic() - asked < 30
-        assert newest(job.folder) == (0, 0), job.text  # no other is planned
-        assert "500 alerts answered" in job.text
+        assert job.end(90) == 0, job.text
+        assert time.monotonic() - asked > 3
+        assert newest(job.folder) == (0, 0), job.text  # finished, not broken off, and no other is planned
+        assert "300 alerts answered" in job.text
         assert "Traceback" not in job.text
         job.assert_nothing_left()
     drained = read_outcome(kafka.bootstrap_servers, names)
-    assert (drained.repeats(), sum(row.already_written for row in drained.ledger)) == ({1: 500}, 0)
+    assert (drained.repeats(), sum(row.already_written for row in drained.ledger)) == ({1: 300}, 0)
     with Slow(config, "twice") as job:
         job.wait_for_a_plan(1)
         time.sleep(1)
-        for _ in range(2):
+        while job.process.poll() is None:  # two that come while it is off the CPU are one
             job.process.send_signal(signal.SIGTERM)
             time.sleep(0.5)
         assert job.end(5) == 128 + signal.SIGTERM
@@ -86,6 +86,6 @@ def test_the_batch_under_way_is_committed_and_a_second_signal_breaks_it_off(
         job.assert_nothing_left()
     last = broker("run", "--config", config, "--once", timeout_s=240)
     assert last.returncode == 0, last.stderr
-    assert read_outcome(kafka.bootstrap_servers, names).repeats() == {1: 1000}
+    assert read_outcome(kafka.bootstrap_servers, names).repeats() == {1: 600}
     audit = broker("audit", "--config", config)
     assert audit.returncode == 0, audit.stdout

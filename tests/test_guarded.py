@@ -38,7 +38,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guarded]:
 def config_for(folder: Path, server: Guarded, topic: str, tls: bool = False) -> Path:
     """As examples/lsst.toml has it."""
     rest = [
-        'username_env = "T2_KAFKA_USERNAME"\npassword_env = "T2_KAFKA_PASSWORD"\nstartup_timeout_s = 20.0',
+        'username_env = "T2_KAFKA_USERNAME"\npassword_env = "T2_KAFKA_PASSWORD"\nstartup_timeout_s = 10.0',
         '[kafka.options]\n"sasl.mechanism" = "SCRAM-SHA-512"',
         f'"security.protocol" = "{"SASL_SSL" if tls else "SASL_PLAINTEXT"}"',
         f'"ssl.ca.location" = "{server.authority}"' if tls else "",

@@ -1,6 +1,7 @@
 """The health file: what it says at each moment of a job, and what a probe makes of it."""
 
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -39,10 +40,11 @@ def test_it_follows_the_job(tmp_path: Path) -> None:
 def test_it_is_written_once_a_second_and_at_each_change(tmp_path: Path) -> None:
     file = tmp_path / "health.json"
     health = Health(file)
+    began = time.monotonic()
     health.tell("running")
     first = file.read_text()
     health.tell()
-    assert file.read_text() == first
+    assert file.read_text() == first or time.monotonic() - began >= 1
     health.sources["ztf"] = SourceHealth("restarting")
     health.tell()
     assert read(file)["ready"] is False

@@ -7,6 +7,7 @@ import pytest
 from confluent_kafka import Producer
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewPartitions
+from running import wait_until
 
 from broker.embedded import EmbeddedKafka
 from broker.errors import KafkaError
@@ -88,6 +89,7 @@ def test_partitions_added_later_are_read(kafka: EmbeddedKafka) -> None:
         admin = AdminClient({"bootstrap.servers": kafka.bootstrap_servers})
         for future in admin.create_partitions([NewPartitions("ledger-grown", 2)]).values():
             future.result(30)
+        wait_until(lambda: len(admin.list_topics("ledger-grown", timeout=30).topics["ledger-grown"].partitions) == 2)
         write(kafka, "ledger-grown", replace(ROW, task=1), partition=1)
         assert len(ledger.rows_of("ztf", 3, "q1")) == 2
 

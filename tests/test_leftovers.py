@@ -17,7 +17,7 @@ from broker.leftovers import Notes, check_ends, find_written
 from broker.written import Written
 
 MODEL = "t2b-1@1"
-QUIET_S = 1.5
+QUIET_S = 4.0
 NOW_MS = int(time.time() * 1000)
 
 

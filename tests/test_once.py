@@ -100,11 +100,10 @@ def test_a_kill_between_the_first_write_and_the_commit(kafka: EmbeddedKafka, tmp
 
     def wait_for_a_write(job: Running, n_committed: int, asker: EndOffsets) -> list[int]:
         """Until the first write after so many commits; the workers as of before."""
-        before = asker.now()
         while len(checkpoint.committed_batches(folder)) < n_committed:
             assert job.process.poll() is None, job.text
-            before = asker.now()
             time.sleep(0.002)
+        before = asker.now()
         workers = workers_of(job)
         while asker.now() == before:
             assert job.process.poll() is None, job.text

@@ -14,7 +14,7 @@ from confluent_kafka.admin import AdminClient
 from decoding import assigned, hop
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from running import STARTUP_S, Alert, Running, broker, send, topics_of, write_config
+from running import STARTUP_S, Alert, Running, broker, send, topics_of, wait_until, write_config
 from samples import whole
 
 from broker import surveys
@@ -98,6 +98,7 @@ def config_of(folder: Path, kafka: EmbeddedKafka, name: str, of: tuple[str, ...]
 def delete(kafka: EmbeddedKafka, topic: str) -> None:
     admin = AdminClient({"bootstrap.servers": kafka.bootstrap_servers})
     admin.delete_topics([topic])[topic].result(30)
+    wait_until(lambda: topic not in admin.list_topics(timeout=30).topics)
 
 
 def has_news(outputs: Outputs) -> bool:

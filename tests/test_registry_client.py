@@ -29,7 +29,7 @@ def server() -> Iterator[RegistryServer]:
         yield running
 
 
-def client(url: str, folder: Path, *subjects: str, timeout_s: float = 5.0) -> RegistryClient:
+def client(url: str, folder: Path, *subjects: str, timeout_s: float = 30.0) -> RegistryClient:
     return RegistryClient(Lookup(url=url, subjects=subjects, cache=folder, timeout_s=timeout_s))
 
 

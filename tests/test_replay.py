@@ -138,9 +138,9 @@ def test_interrupt_says_where_it_was(kafka: EmbeddedKafka, rate: float | None) -
             yield Frame(b"x", offset=i)
 
     def interrupt() -> None:
-        started.wait(60)
-        time.sleep(1)
-        os.kill(os.getpid(), signal.SIGINT)
+        if started.wait(60):
+            time.sleep(1)
+            os.kill(os.getpid(), signal.SIGINT)
 
     handler = signal.signal(signal.SIGINT, signal.default_int_handler)  # a Spark session before us leaves its own
     try:

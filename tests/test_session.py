@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from decoding import by_spark
 from pyspark.sql import SparkSession
-from running import Running
+from running import STARTUP_S, Running
 from samples import whole
 
 from broker.decode import LIMITS
@@ -66,7 +66,7 @@ def test_the_heap_is_whole_from_the_start_unless_it_has_another_size(
     extra: tuple[str, ...], least: int, most: int
 ) -> None:
     command = [sys.executable, "-P", "-c", HEAP, *extra]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
     assert ended.returncode == 0, ended.stderr
     (told,) = [line for line in ended.stdout.splitlines() if line.startswith("heap: ")]
     at_start, largest = map(int, told.split()[1:])
@@ -97,7 +97,7 @@ def test_sockets_lie_in_a_folder_of_its_own_which_goes_with_it(length: int) -> N
         temporary.mkdir()
         environment = {**os.environ, "TMPDIR": str(temporary)}
         command = [sys.executable, "-P", "-c", SOCKETS]
-        ended = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, env=environment)
+        ended = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False, env=environment)
         assert ended.returncode == 0, ended.stderr
         (told,) = [line for line in ended.stdout.splitlines() if line.startswith("folder:")]
         assert told.startswith(f"folder: {temporary}/t2-broker-") == (length == 1)
@@ -143,13 +143,13 @@ with session.worker_sockets("local[1]") as extra:
 def test_a_daemon_of_workers_that_spark_has_lost_is_started_anew() -> None:
     """The state is made: it comes where a daemon is killed while it starts (see restart_daemons)."""
     command = [sys.executable, "-P", "-c", LOST]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
     assert "failed: 2 then: 3" in ended.stdout, ended.stderr
 
 
 def test_a_session_made_before_without_limits_is_refused() -> None:
     command = [sys.executable, "-P", "-c", UNLIMITED]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
     assert ended.returncode == 2, ended.stderr
     (line,) = [line for line in ended.stdout.splitlines() if line]
     assert line.startswith("driver: JVM limit org.apache.avro.limits.collectionItems.maxLength is None, must be 100000")
@@ -194,7 +194,7 @@ def test_a_stop_while_the_jvm_is_launched_leaves_none_behind(tmp_path: Path, sen
             time.sleep(0.02)
         time.sleep(0.3)
         command.process.send_signal(sent)
-        assert command.end(60) == code, command.text
+        assert command.end(STARTUP_S) == code, command.text
         command.assert_nothing_left()
         assert "Traceback" not in command.text
 
@@ -204,7 +204,7 @@ def test_an_interrupted_demo_says_so(tmp_path: Path) -> None:
     with Running(tmp_path / "log", "demo", "--alerts", samples, "--output", tmp_path / "out") as demo:
         demo.wait_for("running:")
         demo.process.send_signal(signal.SIGINT)
-        assert demo.end(60) == 130, demo.text
+        assert demo.end(STARTUP_S) == 130, demo.text
         demo.assert_nothing_left()
     assert "of 294 alerts were answered" in demo.text
     assert "BALANCED" not in demo.text

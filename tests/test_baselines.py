@@ -256,3 +256,14 @@ def test_boosted_trees_learn_the_bumps(data: TrainingSet) -> None:
     of_spcc = test.origin == dataset.SET_NAMES.index("spcc")
     answer = np.asarray(trees.predict(features.of_curves(test.curves))).argmax(1)
     assert (answer == test.label)[of_spcc].mean() > 0.6
+
+
+def test_trees_are_asked_about_a_set_that_they_were_not_shown(data: TrainingSet) -> None:
+    """Without ztf_snia its SNe Ia are asked about, by what spcc has taught; its own light curves teach nothing."""
+    rows = boosted.left_out(data, "ztf_snia", most_trees=5)
+    test = evaluate.packets(data, dataset.TEST, 0)
+    n = int((test.origin == dataset.SET_NAMES.index("ztf_snia")).sum())
+    set_, cut, objects, recall, chance = rows[3].strip("| ").split(" | ")
+    assert (set_, cut, objects) == ("ztf_snia", "all", str(n))
+    assert 0 <= float(recall) <= 1
+    assert 0 < float(chance) < 1

@@ -133,7 +133,7 @@ def test_ablations_withhold_what_they_name(data: dataset.TrainingSet) -> None:
     origin = data.about.origin
     assert not runs["all"].any()
     assert (runs["without varstars"] == (origin == SET_NAMES.index("varstars"))).all()
-    assert set(origin[~runs[f"spcc alone {ablations.LONG}"]]) == {SET_NAMES.index("spcc")}
+    assert set(origin[~runs[f"spcc alone {ablations.LONG[-1]}"]]) == {SET_NAMES.index("spcc")}
     assert (runs["0.25 of spcc"] >= runs["0.5 of spcc"]).all()  # each part holds the smaller ones
     of_set = origin == SET_NAMES.index("spcc")
     assert 0.1 < 1 - runs["0.25 of spcc"][of_set].mean() < 0.4

@@ -78,4 +78,5 @@ def test_the_open_model_has_learnt_from_permitted_sets_alone() -> None:
     assert licences.pop("real_transients").startswith("MIT (SLSNe)")
     assert {part for licence in licences.values() for part in licence.split(", ")} <= PERMITTED
     (of_transients,) = (row for row in card["training_data"] if row["name"] == "real_transients")
+    assert of_transients["part"] == "slsne"
     assert of_transients["n_labelled"] < 204  # SLSNe

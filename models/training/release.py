@@ -221,7 +221,10 @@ def _training_data(data: TrainingSet) -> Iterator[str]:
     label = data.about.label
     for i, source in enumerate(SETS):
         of_set = (data.about.origin == i) & (data.split == TRAIN)
-        row = {"name": source.name, "licence": source.licence, "zero_point": source.zero_point}
+        row: dict[str, Any] = {"name": source.name, "licence": source.licence}
+        if isinstance(source.permitted, str) and data.about.permitted[of_set].all():
+            row["part"] = source.permitted  # nothing else of the set taught
+        row |= {"zero_point": source.zero_point}
         row |= {"positions": source.has_positions, "n_labelled": int((of_set & (label >= 0)).sum())}
         row |= {"n_outliers": int((of_set & (label == OUTLIER)).sum())}
         if not of_set.any():

@@ -128,14 +128,13 @@ class EmbeddedKafka:
         for name, future in admin.create_topics(new).items():
             try:
                 future.result()
+                while name not in admin.list_topics(timeout=30).topics:
+                    time.sleep(0.02)  # the controller has it, what clients are told follows a moment later
             except KafkaException as error:
                 raise KafkaError(
                     f"can't create topic {name!r} on the embedded Kafka at {self.bootstrap_servers}: "
                     f"{error.args[0].str()}; its log: {self.log}"
                 ) from error
-        # The controller has them; what this broker tells clients follows a moment later.
-        while not topics.keys() <= admin.list_topics(timeout=30).topics.keys():
-            time.sleep(0.02)
 
     def _admin(self) -> AdminClient:
         return AdminClient({"bootstrap.servers": self.bootstrap_servers}, logger=_quiet)

@@ -55,7 +55,7 @@ def neighbours(ra: Floats, dec: Floats) -> NDArray[np.int64]:
     located = located[np.argsort(dec[located], kind="stable")]
     a, d = np.radians(ra[located]), np.radians(dec[located])
     on_sphere = np.stack([np.cos(d) * np.cos(a), np.cos(d) * np.sin(a), np.sin(d)], 1)
-    limit = np.radians(SAME_SKY_ARCSEC / 3600)
+    limit = np.radians(SAME_SKY_ARCSEC / 3600) * (1 + 1e-9)  # exactly 2 arcsec may come out a rounding error larger
     found = [np.empty((0, 2), np.int64)]
     for step in range(1, len(located)):  # ends at the most objects that share a strip of 2 arcsec in declination
         if not (d[step:] - d[:-step] <= limit).any():

@@ -5,7 +5,7 @@ import random
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from broker.split import (
@@ -147,6 +147,7 @@ def test_what_has_no_place_has_no_neighbours() -> None:
 
 
 @given(PLACES)
+@example([(0, -3), (0, -5)])  # just 2 arcsec
 @settings(deadline=None)
 def test_each_pair_of_neighbours_comes_once(places: list[tuple[int, int]]) -> None:
     ra, dec = (np.array(part) * ARCSEC for part in zip(*places, strict=True))

@@ -3,7 +3,7 @@
     python -m models.training.ablations --data ../shared/datasets --work build/ablations \
         --out models/training/ABLATIONS.md
 
-Every run starts from nothing and takes the same few steps (no pre-training, no teachers), but for one; its figures are
+Every run starts from nothing and takes the same few steps (no pre-training, no teachers), but for two; its figures are
 to be compared with those of the run with all sets, not with a released model's. They are of held-out objects, through
 `broker.model` on the exported file in float32. What a run found stays in `--work`, so that a broken-off call goes on.
 """

@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT / "tests") not in sys.path:
     sys.path.append(str(ROOT / "tests"))
 
-from registry_server import RegistryServer as RegistryServer  # noqa: E402  # the benchmarks' too
+from registry_server import RegistryServer as RegistryServer  # noqa: E402  # registry_outage takes it from here
 
 if TYPE_CHECKING:
     from benchmarks.fault_run import Run

@@ -16,6 +16,7 @@ from confluent_kafka import Message, Producer
 
 from broker.embedded import EmbeddedKafka
 from broker.ledger import LedgerRow
+from broker.lock import JVM_ENDS_S
 from broker.topics import read_all
 
 BROKER = (sys.executable, "-P", "-m", "broker")
@@ -172,8 +173,8 @@ class Running:
         except subprocess.TimeoutExpired:
             raise AssertionError(f"still running after {timeout_s:g} s:\n{self.text}") from None
 
-    def assert_nothing_left(self, timeout_s: float = 60) -> None:
-        """Spark's JVM and the workers follow their parent within moments."""
+    def assert_nothing_left(self, timeout_s: float = JVM_ENDS_S) -> None:
+        """Spark's JVM and the workers follow their parent in the time that the next start gives them."""
         deadline = time.monotonic() + timeout_s
         while (left := self.left()) and time.monotonic() < deadline:
             time.sleep(0.1)

@@ -204,7 +204,7 @@ def test_an_interrupted_demo_says_so(tmp_path: Path) -> None:
     with Running(tmp_path / "log", "demo", "--alerts", samples, "--output", tmp_path / "out") as demo:
         demo.wait_for("running:")
         demo.process.send_signal(signal.SIGINT)
-        assert demo.end(STARTUP_S) == 130, demo.text
+        assert demo.end(60) == 130, demo.text
         demo.assert_nothing_left()
     assert "of 294 alerts were answered" in demo.text
     assert "BALANCED" not in demo.text

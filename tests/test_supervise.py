@@ -105,7 +105,7 @@ def test_kafka_goes_and_comes_back_and_then_refuses_writes(mortal: EmbeddedKafka
 
         admin.create_acls([denied(names["classifications"])])[denied(names["classifications"])].result(10)
         sent |= send(mortal, "away-in", alerts(1000), 2)
-        assert job.end(240) == 3, job.text
+        assert job.end(120) == 3, job.text
         last = job.text.splitlines()[-1]
         assert last.startswith("error: source 'away': the query failed: ")
         assert "TopicAuthorizationException" in last
@@ -147,7 +147,7 @@ def test_a_jvm_that_dies_and_an_output_topic_that_is_deleted_are_named(mortal: E
         jvms = {int(line.split()[0]) for line in listed.splitlines() if line.endswith("java")}
         (jvm,) = jvms & set(job.left())
         os.kill(jvm, signal.SIGKILL)
-        assert job.end(240) == 3, job.text
+        assert job.end(90) == 3, job.text
         assert job.text.splitlines()[-1].startswith("error: Spark's JVM is gone: killed, or out of memory"), job.text
         assert "Traceback" not in job.text
         job.assert_nothing_left()
@@ -157,7 +157,7 @@ def test_a_jvm_that_dies_and_an_output_topic_that_is_deleted_are_named(mortal: E
         admin = AdminClient({"bootstrap.servers": mortal.bootstrap_servers})
         admin.delete_topics([names["classifications"]])[names["classifications"]].result(10)
         send(mortal, "gone-in", alerts(100))
-        assert job.end(240) == 3, job.text
+        assert job.end(240) == 3, job.text  # a producer may wait a minute for the topic before it gives up
         assert "Traceback" not in job.text
         assert "Kafka lacks the topic gone-classifications" in job.text.splitlines()[-1]
         assert "a new checkpoint, a 'start' and new output topics" in job.text.splitlines()[-1]

@@ -80,6 +80,7 @@ SETS = (
                 all_detections=True, permitted=True),
 )  # fmt: skip
 SET_NAMES = tuple(s.name for s in SETS)
+ONE_CLASS = ("ztf_snia", "many_tde_ztf", "sdss_rrl", "varstars")  # the set may give the class away
 OPEN = "-open"  # end of the name of a model that permitted light curves alone have taught
 
 

@@ -85,7 +85,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder of the labelled sets")
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--out", type=Path, help="folder to write model.txt and answers.npz to")
-    what.add_argument("--without", choices=dataset.SET_NAMES, help="set of one class to leave out, then to ask about")
+    what.add_argument("--without", choices=dataset.ONE_CLASS, help="set of one class to leave out, then to ask about")
     arguments = parser.parse_args()
     data = dataset.load(arguments.data)
     if arguments.without:

@@ -6,7 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import onnxruntime as ort
 import pandas as pd
 import pytest
 from hypothesis import given, settings
@@ -20,7 +19,7 @@ import jax.numpy as jnp
 
 from broker import model, split
 from broker.lightcurve import BANDS, WAVELENGTH_NM
-from models.training import ablations, augment, compress, dataset, evaluate, export, network, prune, release, train
+from models.training import ablations, augment, compress, dataset, evaluate, export, network, release, train
 from models.training.dataset import CLASSES, SET_NAMES, SETS, Metadata
 
 N_OBJECTS = 60
@@ -149,7 +148,7 @@ def test_outliers_are_taught_to_be_undecided() -> None:
     params = network.initial(0, network.Shape(len(CLASSES)))
     params["head"]["w"] = params["head"]["w"] * 0
     batch = network.Batch(*(np.full((2, 4), x, np.float32) for x in (0, 1e4, 1e2, 500, 1, 1)))
-    outliers, first = jnp.full(2, dataset.OUTLIER), jnp.zeros(2, int)
+    outliers, first = ((jnp.full(2, label), jnp.zeros(2)) for label in (dataset.OUTLIER, 0))
     flat = float(train.class_loss(params, batch, outliers))
     params["head"]["b"] = params["head"]["b"].at[0].add(3.0)
     sure = float(train.class_loss(params, batch, outliers))
@@ -158,7 +157,7 @@ def test_outliers_are_taught_to_be_undecided() -> None:
 
 
 def test_chain_from_tables_to_a_released_model(data: dataset.TrainingSet, tmp_path: Path) -> None:
-    params = train.train(data, train.Plan(pretrain_steps=4, steps=30, taught_steps=4, size=16, first=None))
+    params = train.train(data, train.Plan(pretrain_steps=4, steps=30, taught_steps=4, size=16))
     network.save(params, tmp_path / "weights.npz")
     shape = network.Shape(len(CLASSES))
     params = network.restore(tmp_path / "weights.npz", shape)
@@ -202,19 +201,6 @@ def test_thresholds_keep_variables_from_becoming_transients() -> None:
     assert own.said(0.95, least).sum() == 97 + 2 + (new_light[100:] >= least).sum()
     assert not own.said(0.95, 0.0)[159]
     assert evaluate._new_enough(own.false(0.96), 100) == 0
-
-
-def test_training_starts_from_the_first_model(data: dataset.TrainingSet) -> None:
-    """The released recipe, a few steps of it: close to where it started, in the shape of the network."""
-    plan = train.Plan(steps=2, taught_steps=2, size=8)
-    trained, fresh = train.train(data, plan), network.initial(0, network.Shape(len(CLASSES)))
-    assert [x.shape for x in jax.tree.leaves(trained)] == [x.shape for x in jax.tree.leaves(fresh)]
-    first = prune.start(train.FIRST, network.Shape(len(CLASSES)), _some(data))
-    assert np.abs(trained["conv"]["w"] - first["conv"]["w"]).max() < 0.1
-
-
-def _some(data: dataset.TrainingSet) -> network.Batch:
-    return augment.batches(augment.Sampler(data, augment.class_weights(data), train.SEED + 1), 8)[0][0]
 
 
 def test_weights_of_another_shape_are_refused(tmp_path: Path) -> None:
@@ -268,21 +254,6 @@ def test_fitted_rounding_misses_less_where_inputs_go_together() -> None:
     assert misses[1] < misses[0] / 2
 
 
-def test_the_first_model_without_cuts_is_the_first_model(data: dataset.TrainingSet) -> None:
-    """Exact but for what is cut: with all channels and hidden units, and the one that carries a bias, t2b-0 itself."""
-    shape = replace(network.Shape(len(CLASSES)), **prune.UNCUT)
-    sampler = augment.Sampler(data, augment.class_weights(data), 0)
-    whole = prune.start(train.FIRST, shape, augment.batches(sampler, 16)[0][0])
-    curves = evaluate.packets(data, dataset.TEST, 0).curves
-    graph = export.graph(
-        whole, shape, {b: WAVELENGTH_NM[b] for b in BANDS}, dict.fromkeys(("ztf", "lsst"), 0.9608), int8=False
-    )
-    feed = compress.padded(curves)
-    ours, first = (ort.InferenceSession(g).run(None, feed)[0] for g in (graph.SerializeToString(), train.FIRST))
-    assert np.abs(ours - first).max() < 1e-4
-    assert len(set(first.argmax(1))) > 1
-
-
 def test_graph_stays_within_what_old_runtimes_read() -> None:
     shape = network.Shape(len(CLASSES))
     graph = export.graph(network.initial(0, shape), shape, {b: WAVELENGTH_NM[b] for b in BANDS})
@@ -303,8 +274,8 @@ def test_batches_are_packets(data: dataset.TrainingSet) -> None:
     assert abs(weight.sum() - 1) < 1e-9
     assert (weight[data.split != dataset.TRAIN] == 0).all()
     sampler = augment.Sampler(data, weight, 0)
-    for batch, label in augment.batches(sampler, 64):
-        assert np.isin(label, [*range(len(CLASSES)), dataset.OUTLIER]).all()
+    for batch, rows in augment.batches(sampler, 64):
+        assert np.isin(data.about.label[rows], [*range(len(CLASSES)), dataset.OUTLIER]).all()
         assert batch.days.shape[1] in augment.LENGTHS
         valid, seen = batch.valid > 0, batch.detected > 0
         assert valid.any(1).all()

@@ -14,8 +14,9 @@ from models.training.dataset import CLASSES, LSST_WINDOW_D, OUTLIER, SETS, TRAIN
 from models.training.network import Batch, relative_days
 
 RAW_POINTS = 256  # newest points looked at per draw; 98 % of the packets have fewer
-LENGTHS = (32, 64, 96, 128)  # padded lengths of batches: each is compiled once
+LENGTHS = (16, 32, 48, 64, 96, 128)
 DETECTION_SNR = 5.0
+ROW_D = 1e6  # more than any light curve lasts
 
 LAST_DETECTION = 0.35  # share of draws at the last detection; the others at a log-uniform number of detections
 DIMMED = 0.5  # share moved to a larger distance: signal times 0.3-1, same error bars
@@ -71,6 +72,7 @@ class Sampler:
         self._cumulative = np.cumsum(weight)
         self._detections = np.flatnonzero(data.curves.detected)
         self._first_detection = np.searchsorted(self._detections, data.curves.offsets)
+        self._time = data.curves.rows * ROW_D + data.curves.mjd_tai  # rises over all objects
         self._is_ztf = np.array([s.window_d == ZTF_WINDOW_D for s in SETS])[data.about.origin]
         steady = [CLASSES.index("AGN"), CLASSES.index("VAR")]
         self._is_steady = np.isin(data.about.label, steady)
@@ -80,10 +82,26 @@ class Sampler:
         found = np.searchsorted(self._cumulative, self.rng.random(n))
         return np.minimum(found, len(self.data) - 1)
 
-    def packets(self, rows: NDArray[np.int64]) -> Draw:
-        """One varied packet of each row."""
+    def triggers(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Flat index of the detection that is each packet's newest point."""
+        rng = self.rng
+        first = self._first_detection[rows]
+        n_detections = self._first_detection[rows + 1] - first
+        k = np.floor(np.exp(rng.random(len(rows)) * np.log(n_detections + 0.999))).astype(np.int64)
+        k = np.where(rng.random(len(rows)) < LAST_DETECTION, n_detections, np.maximum(k, 1))
+        return np.asarray(self._detections[first + k - 1], np.int64)
+
+    def n_points(self, rows: NDArray[np.int64], trigger: NDArray[np.int64]) -> NDArray[np.int64]:
+        """How many points each packet can have at most."""
+        window = np.where(self._is_ztf[rows], ZTF_WINDOW_D, LSST_WINDOW_D) * np.exp(3 * STRETCH)
+        oldest = np.searchsorted(self._time, self._time[trigger] - window)
+        oldest = np.maximum(oldest, self.data.curves.offsets[rows])
+        return np.asarray(np.minimum(trigger - oldest + 1, RAW_POINTS))
+
+    def packets(self, rows: NDArray[np.int64], trigger: NDArray[np.int64], length: int) -> Draw:
+        """One varied packet of each row, of the newest `length` points at most."""
         rng, n = self.rng, len(rows)
-        draw = self._gather(rows, self._trigger(rows))
+        draw = self._gather(rows, trigger, length)
         draw = self._dim(self._stretch(draw, rows))
         protected = np.zeros_like(draw.keep)
         protected[:, -1] = draw.keep[:, -1]
@@ -98,18 +116,9 @@ class Sampler:
         draw = _newest_detection_last(replace(draw, keep=keep | protected))
         return self._noisy_trigger(_cut_baseline(draw, rng.uniform(0, 60, (n, 1))))
 
-    def _trigger(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Flat index of the detection that is each packet's newest point."""
-        rng = self.rng
-        first = self._first_detection[rows]
-        n_detections = self._first_detection[rows + 1] - first
-        k = np.floor(np.exp(rng.random(len(rows)) * np.log(n_detections + 0.999))).astype(np.int64)
-        k = np.where(rng.random(len(rows)) < LAST_DETECTION, n_detections, np.maximum(k, 1))
-        return np.asarray(self._detections[first + k - 1], np.int64)
-
-    def _gather(self, rows: NDArray[np.int64], trigger: NDArray[np.int64]) -> Draw:
+    def _gather(self, rows: NDArray[np.int64], trigger: NDArray[np.int64], length: int) -> Draw:
         c = self.data.curves
-        at = trigger[:, None] + np.arange(1 - RAW_POINTS, 1)
+        at = trigger[:, None] + np.arange(1 - length, 1)
         keep = at >= c.offsets[rows][:, None]
         at = np.maximum(at, 0)
         band = c.band[at]
@@ -197,15 +206,22 @@ def batch_of(draw: Draw, length: int, rng: np.random.Generator) -> Batch:
     )
 
 
-def batches(sampler: Sampler, size: int, per_pool: int = 4) -> list[tuple[Batch, NDArray[np.int8]]]:
-    """A pool of draws cut into batches of similar length, in random order: short packets cost a third of long ones."""
+def batches(sampler: Sampler, size: int, per_pool: int = 8) -> list[tuple[Batch, NDArray[np.int64]]]:
+    """A pool of draws and their rows in the data, cut into batches of similar length, in random order.
+
+    Half of the packets have 16 points or fewer, and cost a fourth of the longest eighth.
+    """
     rows = sampler.rows(size * per_pool)
-    draw = sampler.packets(rows)
-    counts = draw.keep.sum(1)
-    order = np.argsort(counts, kind="stable")
+    trigger = sampler.triggers(rows)
+    n_points = sampler.n_points(rows, trigger)
     made = []
-    for part in np.split(order, per_pool):
-        length = next((x for x in LENGTHS if x >= counts[part].max()), LENGTHS[-1])
-        picked = Draw(*(getattr(draw, name)[part] for name in Draw.__dataclass_fields__))
-        made.append((batch_of(picked, length, sampler.rng), sampler.data.about.label[rows[part]]))
+    for part in np.split(np.argsort(n_points, kind="stable"), per_pool):
+        draw = sampler.packets(rows[part], trigger[part], _padded(n_points[part].max(), RAW_POINTS))
+        length = _padded(draw.keep.sum(1).max(), LENGTHS[-1])
+        made.append((batch_of(draw, length, sampler.rng), rows[part]))
     return [made[i] for i in sampler.rng.permutation(per_pool)]
+
+
+def _padded(n_points: int, most: int) -> int:
+    """The least of LENGTHS that holds so many; else `most`."""
+    return next((x for x in LENGTHS if x >= n_points), most)

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 
 from broker import model, split
 from broker.lightcurve import BANDS, WAVELENGTH_NM
-from models.training import ablations, augment, compress, dataset, evaluate, export, network, release, train
+from models.training import ablations, augment, compress, dataset, evaluate, export, network, release, reread, train
 from models.training.dataset import CLASSES, SET_NAMES, SETS, Metadata
 
 N_OBJECTS = 60
@@ -156,8 +156,28 @@ def test_outliers_are_taught_to_be_undecided() -> None:
     assert sure > flat > float(train.class_loss(params, batch, first))
 
 
+def test_the_teacher_counts_where_a_row_says_so() -> None:
+    """By hand: a teacher of one answer. Its own weights cost its entropy where it is asked, the label elsewhere."""
+    teacher = network.initial(0, network.Shape(len(CLASSES)))
+    teacher["head"] = {"w": teacher["head"]["w"] * 0, "b": teacher["head"]["b"].at[1].add(2.0)}
+    batch = network.Batch(*(np.full((2, 4), x, np.float32) for x in (0, 1e4, 1e2, 500, 1, 1)))
+    said = jax.nn.softmax(teacher["head"]["b"])
+    label = jnp.zeros(2, int)
+    alone = float(train.class_loss(teacher, batch, (label, jnp.ones(2))))
+    never = float(train.class_loss(teacher, batch, (label, jnp.zeros(2)), teacher))
+    wholly = float(train.class_loss(teacher, batch, (label, jnp.ones(2)), teacher))
+    one_row = float(train.class_loss(teacher, batch, (label, jnp.arange(2.0)), teacher))
+    assert abs(never - alone) < 1e-6
+    assert abs(wholly + float((said * jnp.log(said)).sum())) < 1e-5
+    assert abs(one_row - (alone + wholly) / 2) < 1e-5
+
+
+def test_simulated_sets_are_taught_by_their_labels() -> None:
+    assert set(train.BY_LABEL) < set(SET_NAMES)
+
+
 def test_chain_from_tables_to_a_released_model(data: dataset.TrainingSet, tmp_path: Path) -> None:
-    params = train.train(data, train.Plan(pretrain_steps=4, steps=30, taught_steps=4, size=16))
+    params = train.train(data, train.Plan(pretrain_steps=4, steps=30, taught_steps=4, size=16, first=None))
     network.save(params, tmp_path / "weights.npz")
     shape = network.Shape(len(CLASSES))
     params = network.restore(tmp_path / "weights.npz", shape)
@@ -201,6 +221,26 @@ def test_thresholds_keep_variables_from_becoming_transients() -> None:
     assert own.said(0.95, least).sum() == 97 + 2 + (new_light[100:] >= least).sum()
     assert not own.said(0.95, 0.0)[159]
     assert evaluate._new_enough(own.false(0.96), 100) == 0
+
+
+def test_training_goes_on_from_the_model_before(data: dataset.TrainingSet) -> None:
+    """The released recipe, a few steps of it: close to where it started."""
+    trained = train.train(data, train.Plan(taught_steps=2, size=8))
+    start = reread.weights(train.FIRST, network.Shape(len(CLASSES)))
+    moved = [float(np.abs(a - b).max()) for a, b in zip(*map(jax.tree.leaves, (trained, start)), strict=True)]
+    assert 0 < max(moved) < 0.1
+
+
+def test_weights_are_read_back_from_a_file(tmp_path: Path) -> None:
+    """The same float32 graph again, byte for byte but for rounding; of an int8 one the matrices as it holds them."""
+    shape = network.Shape(len(CLASSES))
+    params = network.initial(5, shape)
+    wavelengths = {b: WAVELENGTH_NM[b] for b in BANDS}
+    for int8, error in ((False, 1e-6), (True, 0.02)):
+        export.write(export.graph(params, shape, wavelengths, int8=int8), tmp_path / "model.onnx")
+        again = reread.weights(tmp_path / "model.onnx", shape)
+        pairs = zip(*map(jax.tree.leaves, (params, again)), strict=True)
+        assert all(float(np.abs(a - b).max()) <= error * max(1, float(np.abs(a).max())) for a, b in pairs)
 
 
 def test_weights_of_another_shape_are_refused(tmp_path: Path) -> None:

@@ -22,6 +22,8 @@ from models.training.network import Params, Shape
 OPSET = 21
 IR_VERSION = 10
 LN10 = float(np.log(10))
+STEM_ORDER = [0, 3, 4, 5, 1, 2, 6, 7]  # rows of the stem as `_features` leaves the first columns, and their factors
+STEM_FACTORS = np.array([1 / 3, 0.5, 0.5, 1 / 3, 1, 1 / LN10, 1 / LN10, 1], np.float32)
 FAR = 1e300  # stands for "no time" in reductions and sorts: finite, so that no inf - inf can arise
 
 
@@ -167,8 +169,7 @@ def _features(g: Graph, p: dict[str, str], wavelength_nm: Sequence[float]) -> st
 def _stem(params: Params) -> Array:
     """The stem's matrix for the features as `_features` leaves them: their order, and their factors multiplied in."""
     w = np.asarray(params["stem"]["w"], np.float32)
-    factors = np.array([1 / 3, 0.5, 0.5, 1 / 3, 1, 1 / LN10, 1 / LN10, 1], np.float32)
-    return np.concatenate([w[[0, 3, 4, 5, 1, 2, 6, 7]] * factors[:, None], w[8:]])
+    return np.concatenate([w[STEM_ORDER] * STEM_FACTORS[:, None], w[len(STEM_ORDER) :]])
 
 
 def _tokens(g: Graph, params: Params, features: str, extent: str, shape: Shape) -> str:

@@ -156,7 +156,7 @@ def test_outliers_are_taught_to_be_undecided() -> None:
     assert sure > flat > float(train.class_loss(params, batch, first))
 
 
-def test_the_teacher_counts_where_a_row_says_so() -> None:
+def test_teachers_count_where_a_row_says_so() -> None:
     """By hand: a teacher of one answer. Its own weights cost its entropy where it is asked, the label elsewhere."""
     teacher = network.initial(0, network.Shape(len(CLASSES)))
     teacher["head"] = {"w": teacher["head"]["w"] * 0, "b": teacher["head"]["b"].at[1].add(2.0)}
@@ -164,9 +164,9 @@ def test_the_teacher_counts_where_a_row_says_so() -> None:
     said = jax.nn.softmax(teacher["head"]["b"])
     label = jnp.zeros(2, int)
     alone = float(train.class_loss(teacher, batch, (label, jnp.ones(2))))
-    never = float(train.class_loss(teacher, batch, (label, jnp.zeros(2)), teacher))
-    wholly = float(train.class_loss(teacher, batch, (label, jnp.ones(2)), teacher))
-    one_row = float(train.class_loss(teacher, batch, (label, jnp.arange(2.0)), teacher))
+    never = float(train.class_loss(teacher, batch, (label, jnp.zeros(2)), [teacher]))
+    wholly = float(train.class_loss(teacher, batch, (label, jnp.ones(2)), [teacher]))
+    one_row = float(train.class_loss(teacher, batch, (label, jnp.arange(2.0)), [teacher]))
     assert abs(never - alone) < 1e-6
     assert abs(wholly + float((said * jnp.log(said)).sum())) < 1e-5
     assert abs(one_row - (alone + wholly) / 2) < 1e-5
@@ -177,7 +177,7 @@ def test_simulated_sets_are_taught_by_their_labels() -> None:
 
 
 def test_chain_from_tables_to_a_released_model(data: dataset.TrainingSet, tmp_path: Path) -> None:
-    params = train.train(data, train.Plan(pretrain_steps=4, steps=30, taught_steps=4, size=16, first=None))
+    params = train.train(data, replace(_short(4), labels=replace(train.LABELS, steps=30), size=16, first=None))
     network.save(params, tmp_path / "weights.npz")
     shape = network.Shape(len(CLASSES))
     params = network.restore(tmp_path / "weights.npz", shape)
@@ -225,10 +225,16 @@ def test_thresholds_keep_variables_from_becoming_transients() -> None:
 
 def test_training_goes_on_from_the_model_before(data: dataset.TrainingSet) -> None:
     """The released recipe, a few steps of it: close to where it started."""
-    trained = train.train(data, train.Plan(taught_steps=2, size=8))
+    trained = train.train(data, _short(2))
     start = reread.weights(train.FIRST, network.Shape(len(CLASSES)))
     moved = [float(np.abs(a - b).max()) for a, b in zip(*map(jax.tree.leaves, (trained, start)), strict=True)]
     assert 0 < max(moved) < 0.1
+
+
+def _short(steps: int) -> train.Plan:
+    stages = (train.LABELS, train.LONG, train.AGAIN, train.HELD)
+    labels, long, again, held = (replace(stage, steps=steps) for stage in stages)
+    return train.Plan(steps, labels, long, again, held, 8)
 
 
 def test_weights_are_read_back_from_a_file(tmp_path: Path) -> None:
@@ -304,7 +310,7 @@ def test_graph_stays_within_what_old_runtimes_read() -> None:
 
 def test_training_is_repeatable(data: dataset.TrainingSet) -> None:
     fresh = network.initial(0, network.Shape(len(CLASSES)))
-    first, again = (train.finetune(data, fresh, 2, size=4) for _ in range(2))
+    first, again = (train.finetune(data, fresh, replace(train.LABELS, steps=2), size=4) for _ in range(2))
     assert all((a == b).all() for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(again), strict=True))
 
 

@@ -12,7 +12,7 @@ import argparse
 import json
 import tempfile
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -51,7 +51,7 @@ def figures(data: TrainingSet, withheld: Mask, steps: int, size: int = train.BAT
     """Of a network that has learnt from what is left."""
     shape = Shape(len(CLASSES))
     left = dataset.withhold(data, withheld)
-    params = train.finetune(left, network.initial(train.SEED, shape), steps, size)
+    params = train.finetune(left, network.initial(train.SEED, shape), replace(train.LABELS, steps=steps), size)
     undivided = {"ztf": 1.0, "lsst": 1.0}
     graph = export.graph(params, shape, {b: WAVELENGTH_NM[b] for b in BANDS}, undivided, int8=False)
     with tempfile.TemporaryDirectory() as folder:

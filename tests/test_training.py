@@ -232,9 +232,8 @@ def test_training_goes_on_from_the_model_before(data: dataset.TrainingSet) -> No
 
 
 def _short(steps: int) -> train.Plan:
-    stages = (train.LABELS, train.LONG, train.AGAIN, train.HELD)
-    labels, long, again, held = (replace(stage, steps=steps) for stage in stages)
-    return train.Plan(steps, labels, long, again, held, 8)
+    labels, long, again = (replace(stage, steps=steps) for stage in (train.LABELS, train.LONG, train.AGAIN))
+    return train.Plan(steps, labels, long, again, 8)
 
 
 def test_weights_are_read_back_from_a_file(tmp_path: Path) -> None:

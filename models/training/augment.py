@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from broker.lightcurve import BANDS, WAVELENGTH_NM
-from models.training.dataset import CLASSES, LSST_WINDOW_D, OUTLIER, SETS, TRAIN, ZTF_WINDOW_D, TrainingSet
+from models.training.dataset import CLASSES, LSST_WINDOW_D, OUTLIER, SETS, TRAIN, UNLABELLED, ZTF_WINDOW_D, TrainingSet
 from models.training.network import Batch, relative_days
 
 RAW_POINTS = 256  # newest points looked at per draw; 98 % of the packets have fewer
@@ -48,8 +48,11 @@ class Draw:
     keep: NDArray[np.bool_]
 
 
-def class_weights(data: TrainingSet, power: float = 0.5) -> NDArray[np.float64]:
-    """Probability of each training object: its set's weight, shared among classes by count to `power`."""
+def class_weights(data: TrainingSet, power: float = 0.5, unlabelled: float = 0.0) -> NDArray[np.float64]:
+    """Probability of each training object: its set's weight, shared among classes by count to `power`.
+
+    unlabelled: share of it for objects without a label, in the sets that have such.
+    """
     weight = np.zeros(len(data))
     for i, source in enumerate(SETS):
         for c in (*range(len(CLASSES)), OUTLIER):
@@ -59,6 +62,10 @@ def class_weights(data: TrainingSet, power: float = 0.5) -> NDArray[np.float64]:
         of_set = (data.about.origin == i) & (weight > 0)
         if of_set.any():
             weight[of_set] *= source.weight / weight[of_set].sum()
+        nameless = (data.about.origin == i) & (data.about.label == UNLABELLED) & (data.split == TRAIN)
+        if unlabelled and nameless.any() and (source.unlabelled or source.mixed):
+            weight[of_set] *= 1 - unlabelled
+            weight[nameless] = unlabelled * source.weight / nameless.sum()
     weight /= weight.sum()
     return weight
 

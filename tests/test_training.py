@@ -172,8 +172,24 @@ def test_teachers_count_where_a_row_says_so() -> None:
     assert abs(one_row - (alone + wholly) / 2) < 1e-5
 
 
-def test_simulated_sets_are_taught_by_their_labels() -> None:
-    assert set(train.BY_LABEL) < set(SET_NAMES)
+def test_objects_without_a_label_are_drawn_for_teachers_alone(data: dataset.TrainingSet) -> None:
+    """Half of the draws of a set that has such; its part of all draws stays; none that lost its label for a reason."""
+    faded = (data.about.origin == SET_NAMES.index("ztf_fink_labelled")) & (data.about.label == CLASSES.index("SNIa"))
+    lost = replace(data.about, label=np.where(faded, dataset.UNLABELLED, data.about.label))
+    known = replace(data, about=lost)
+    alone, both = (augment.class_weights(known, unlabelled=share) for share in (0.0, 0.5))
+    nameless = lost.label == dataset.UNLABELLED
+    assert (alone[nameless] == 0).all()
+    assert (both[faded] == 0).all()
+    for name in SET_NAMES:
+        of_set = lost.origin == SET_NAMES.index(name)
+        assert abs(alone[of_set].sum() - both[of_set].sum()) < 1e-9
+        assert abs(both[of_set & nameless].sum() / both[of_set].sum() - 0.5 * (name == "mallorn")) < 1e-9
+    assert (both[data.split != dataset.TRAIN] == 0).all()
+
+
+def test_sets_taught_by_their_labels_exist() -> None:
+    assert set(train.SIMULATED) < set(train.BY_LABEL) < set(SET_NAMES)
 
 
 def test_chain_from_tables_to_a_released_model(data: dataset.TrainingSet, tmp_path: Path) -> None:
@@ -232,8 +248,9 @@ def test_training_goes_on_from_the_model_before(data: dataset.TrainingSet) -> No
 
 
 def _short(steps: int) -> train.Plan:
-    labels, long, again = (replace(stage, steps=steps) for stage in (train.LABELS, train.LONG, train.AGAIN))
-    return train.Plan(steps, labels, long, again, 8)
+    stages = (train.LABELS, train.LONG, train.AGAIN, train.HELD)
+    labels, long, again, held = (replace(stage, steps=steps) for stage in stages)
+    return train.Plan(steps, labels, long, again, held, 8)
 
 
 def test_weights_are_read_back_from_a_file(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ import subprocess
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import jax
@@ -252,7 +252,8 @@ def main() -> None:
     started = time.monotonic()
     name = arguments.weights.stem
     plan = Plan(first=None if name.endswith(dataset.OPEN) else FIRST)
-    print(f"revision {revision()}, jax {jax.__version__}, seed {SEED}, {plan}", flush=True)
+    shown = replace(plan, first=plan.first and Path(plan.first.name))
+    print(f"revision {revision()}, jax {jax.__version__}, seed {SEED}, {shown}", flush=True)
     params = train(dataset.load_for(name, arguments.data), plan)
     network.save(params, arguments.weights)
     print(f"trained in {(time.monotonic() - started) / 60:.0f} minutes", flush=True)

@@ -66,8 +66,8 @@ class Stage:
 LABELS = Stage("labels", 6_000, 8e-3, 0.3, SEED + 2)
 LONG = Stage("taught by the start", 30_000, 4e-3, 0.6, SEED + 3, 0.7, BY_LABEL)
 AGAIN = Stage("taught by both", 14_000, 3e-3, 1.0, SEED + 4, 0.9, BY_LABEL)
-# By labels a ZTF packet of one point becomes the set that it is from: ztf_snia gains .1 of loss there, real_transients
-# loses .3. What the start says there comes back by this stage
+# Labels of sets of one class make a packet of one point the set that it is from: ztf_snia gains .1 of loss there,
+# real_transients loses .3. This stage brings back what the start says there
 HELD = Stage("held", 10_000, 3e-3, 1.0, SEED + 22, 1.0, SIMULATED)
 
 Loss = Callable[..., jax.Array]

@@ -14,7 +14,7 @@ from models.training.dataset import CLASSES, LSST_WINDOW_D, OUTLIER, SETS, TRAIN
 from models.training.network import Batch, relative_days
 
 RAW_POINTS = 256  # newest points looked at per draw; 98 % of the packets have fewer
-LENGTHS = (16, 32, 48, 64, 96, 128)
+LENGTHS = (16, 32, 48, 64, 96, 128)  # padded lengths of batches: each is compiled once
 DETECTION_SNR = 5.0
 ROW_D = 1e6  # more than any light curve lasts
 

@@ -30,8 +30,8 @@ from models.training.network import Batch, Params, Shape
 
 SEED = 0
 FIRST = Path(__file__).parent / "t2b-1-before.onnx"  # its 53,000 steps by AdamW, with teachers, are not lost
-BATCH = 256  # a step costs less per light curve than with 128, and learns as much from each
-PRETRAIN_STEPS = 3000
+BATCH = 256  # a step costs less per light curve than with 128, and as many of them come further (NOTES.md)
+PRETRAIN_STEPS = 3000  # from nothing only; worth +.03 macro-F1 on spcc to AdamW, nothing so far to Muon (NOTES.md)
 SIMULATED = ("spcc", "elasticc_fink_tutorials")
 # Sets that are not learnt by heart: t2b-1 had much the same loss on what it had learnt from and beside it. In the
 # others, real or small, it was .03 and .63, .11 and .29, .25 and .47 (yse_dr1, real_transients, mallorn; all points)
